@@ -1,0 +1,255 @@
+"""The recipe: everything a run depends on, typed and validated. Defaults live here, nowhere else.
+
+A recipe is a YAML file whose keys equal the field names below. `load_recipe` finds every fault
+before any model is opened and reports them together, each with its file, line and key.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sdcompress.recipe_yaml import read_layers, report_faults
+
+DEMO = "demo"
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+
+Component = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+Scheduler = Literal["ddim", "pndm", "euler", "dpmsolver++"]
+OverflowFix = Literal["auto", "disable", "first_layer", "enable"]
+PixelSize = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Convert(Section):
+    """FP IR. An axis left at null stays dynamic; a number fixes it, which compiles tighter."""
+
+    batch: Annotated[int, Field(ge=1, le=64)] | None = None
+    height: PixelSize | None = None
+    width: PixelSize | None = None
+
+    @model_validator(mode="after")
+    def _size_is_whole(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width are fixed together or not at all")
+        return self
+
+
+class Sampling(Section):
+    """How pictures are drawn, in calibration, in evaluation and by default from the bundle."""
+
+    scheduler: Scheduler = "dpmsolver++"
+    steps: Annotated[int, Field(ge=2, le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=1.0, le=50.0)] = 7.5
+    height: PixelSize | None = None
+    width: PixelSize | None = None
+
+
+class Calibrate(Section):
+    """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each."""
+
+    prompt_set: str = "sd"
+    prompts: Annotated[int, Field(ge=1)] = 32
+    samples: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class IgnoredScope(Section):
+    """Layers left in floating point, by exact name, regular expression or operation type."""
+
+    names: list[str] = []
+    patterns: list[str] = []
+    types: list[str] = []
+
+
+class Fp16(Section):
+    """16-bit weights, floating-point execution."""
+
+    method: Literal["fp16"]
+
+
+class Int8Weights(Section):
+    """8-bit weights, floating-point activations. Needs no calibration."""
+
+    method: Literal["int8_weights"]
+    symmetric: bool = False
+    ignored: IgnoredScope = IgnoredScope()
+
+
+class Int4Weights(Section):
+    """4-bit weights for linear layers; convolutions and embeddings stay at 8 bits.
+
+    `group_size` columns share a scale (-1: a whole row). It shrinks by itself for layers whose
+    channel count it does not divide. `ratio` is the share of the linear weights that get 4 bits.
+    """
+
+    method: Literal["int4_weights"]
+    symmetric: bool = True
+    group_size: Literal[-1, 32, 64, 128, 256] = 64
+    ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    all_layers: bool = False
+    ignored: IgnoredScope = IgnoredScope()
+
+
+class ActivationQuantization(Section):
+    preset: Literal["performance", "mixed"] = "mixed"
+    bias_correction: Literal["none", "fast", "accurate"] = "fast"
+    overflow_fix: OverflowFix = "auto"
+    ignored: IgnoredScope = IgnoredScope()
+
+
+class Hybrid(ActivationQuantization):
+    """Convolutions with 8-bit weights and activations, the rest with 8-bit weights only."""
+
+    method: Literal["hybrid"]
+
+
+class Int8(ActivationQuantization):
+    """Full 8-bit post-training quantization of weights and activations (W8A8).
+
+    `smooth_quant_alpha` moves activation outliers into the weights of matrix multiplications
+    (SmoothQuant, arXiv:2211.10438); null switches it off.
+    """
+
+    method: Literal["int8"]
+    smooth_quant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = 0.95
+
+
+Method = Annotated[
+    Fp16 | Int8Weights | Int4Weights | Hybrid | Int8, Field(discriminator="method")
+]
+METHODS: dict[str, type[Section]] = {
+    "fp16": Fp16,
+    "int8_weights": Int8Weights,
+    "int4_weights": Int4Weights,
+    "hybrid": Hybrid,
+    "int8": Int8,
+}
+_FP16 = Fp16(method="fp16")
+
+
+class Compress(Section):
+    """One method for each component."""
+
+    text_encoder: Method = _FP16
+    unet: Method = _FP16
+    vae_decoder: Method = _FP16
+    vae_encoder: Method = _FP16
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Self:
+        if isinstance(self.vae_encoder, ActivationQuantization):
+            raise ValueError(
+                f"vae_encoder cannot use '{self.vae_encoder.method}': calibration denoises from "
+                "noise and records no encoder inputs; use fp16, int8_weights or int4_weights"
+            )
+        if isinstance(self.text_encoder, Hybrid):
+            raise ValueError(
+                "text_encoder cannot use 'hybrid': it has no convolutions to quantize; "
+                "use int8_weights or int8"
+            )
+        return self
+
+    def method_of(self, component: str) -> Method:
+        """Returns the options of one component's method."""
+        method: Method = getattr(self, component)
+        return method
+
+    @property
+    def needs_calibration(self) -> bool:
+        return any(isinstance(self.method_of(c), ActivationQuantization) for c in COMPONENTS)
+
+
+class Evaluate(Section):
+    """What is drawn and measured. `scorer: null` is the demo's CLIP for the demo, else ViT-L/14."""
+
+    prompt_set: str = "sd_evaluation"
+    prompts: Annotated[int, Field(ge=2)] = 64
+    seed: Annotated[int, Field(ge=0)] = 42
+    negative_prompt: str = ""
+    scorer: str | None = None
+    sqnr_prompts: Annotated[int, Field(ge=1)] = 4
+    timed_images: Annotated[int, Field(ge=1)] = 3
+
+
+class Budgets(Section):
+    """The gate. Every budget set must hold, or there is no bundle.
+
+    `clip_score_drop` holds when the upper 95 % bound of the paired drop stays within it; the
+    ratios are candidate / baseline; the speed-ups are baseline / candidate.
+    """
+
+    clip_score_drop: Annotated[float, Field(ge=0.0)] | None = None
+    psnr_min_db: float | None = None
+    ssim_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    unet_sqnr_min_db: float | None = None
+    unet_bytes_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    disk_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    peak_memory_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    step_speedup_min: Annotated[float, Field(gt=0.0)] | None = None
+    image_speedup_min: Annotated[float, Field(gt=0.0)] | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if all(value is None for _, value in self):
+            raise ValueError("set at least one budget: without one, nothing decides what may ship")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe. See `recipes/` for files to copy and edit."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    description: str = ""
+    model: Annotated[str, Field(min_length=1)] = DEMO
+    revision: str | None = None
+    variant: str | None = None
+    device: str = "CPU"
+    convert: Convert = Convert()
+    sampling: Sampling = Sampling()
+    calibrate: Calibrate = Calibrate()
+    compress: Compress
+    evaluate: Evaluate = Evaluate()
+    budgets: Budgets
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        fixed = (self.convert.width, self.convert.height)
+        drawn = (self.sampling.width, self.sampling.height)
+        if fixed != (None, None) and drawn != fixed:
+            raise ValueError(
+                f"convert fixes {fixed[0]} x {fixed[1]} but sampling draws "
+                f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size"
+            )
+        if self.convert.batch == 1 and self.sampling.guidance_scale > 1.0:
+            raise ValueError(
+                "convert.batch is 1 but guidance runs both branches as a batch of 2: "
+                "set convert.batch to 2 or null"
+            )
+        if self.calibrate.prompt_set == self.evaluate.prompt_set:
+            raise ValueError(
+                f"calibrate and evaluate both use the prompt set '{self.evaluate.prompt_set}': "
+                "a model judged on its calibration prompts looks better than it is"
+            )
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the full recipe, defaults filled in, as plain JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads and validates a recipe file.
+
+    `overrides` are ``key.path=value`` strings, applied in order over the file; the value is YAML.
+    Raises RecipeError naming every fault with its file, line, key and what was expected.
+    """
+    layers = read_layers(Path(path), overrides)
+    with report_faults(layers, Recipe):
+        return Recipe.model_validate(layers.data)
