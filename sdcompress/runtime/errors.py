@@ -16,7 +16,7 @@ class DeviceError(SdcompressError):
 
 
 class InputError(SdcompressError):
-    """A setting of a generation is out of range."""
+    """A prompt or setting of a generation cannot be used."""
 
 
 class NotFiniteError(SdcompressError):

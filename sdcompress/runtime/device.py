@@ -1,0 +1,104 @@
+"""Compiles IR files for a device, with an execution precision that is asked for and checked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openvino as ov
+from openvino import properties
+from openvino.properties import hint
+
+from sdcompress.runtime.errors import BundleError, DeviceError, InputError
+
+EXECUTION_PRECISIONS: dict[str, ov.Type] = {
+    "f32": ov.Type.f32,
+    "bf16": ov.Type.bf16,
+    "f16": ov.Type.f16,
+}
+_NAMES = {kind.get_type_name(): name for name, kind in EXECUTION_PRECISIONS.items()}
+
+# Names that stand for a choice among devices rather than for one.
+_VIRTUAL = {"AUTO", "HETERO", "MULTI", "BATCH"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how models are to be executed. A precision of None leaves it to the plugin."""
+
+    device: str = "CPU"
+    execution_precision: str | None = None
+    cache_dir: Path | None = None
+    core: ov.Core = field(default_factory=ov.Core, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = EXECUTION_PRECISIONS
+        if self.execution_precision is not None and self.execution_precision not in known:
+            raise InputError(
+                f"There is no execution precision {self.execution_precision!r}. "
+                f"Choose one of: {', '.join(known)}."
+            )
+        _require_device(self.core, self.device)
+
+
+def read_model(target: Target, path: Path) -> ov.Model:
+    """Read an IR file; its weights stay mapped from disk until they are needed."""
+    try:
+        return target.core.read_model(path)
+    except RuntimeError as fault:
+        raise BundleError(
+            f"{path} is not a readable OpenVINO model: {_last_line(fault)}. "
+            "Build or copy the folder again."
+        ) from fault
+
+
+def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledModel:
+    """Compile for the target, and make sure the precision asked for is the one in force."""
+    options: dict[str, object] = {hint.performance_mode(): hint.PerformanceMode.LATENCY}
+    wanted = target.execution_precision
+    if wanted is not None:
+        options[hint.inference_precision()] = EXECUTION_PRECISIONS[wanted]
+    if target.cache_dir is not None:
+        options[properties.cache_dir()] = str(target.cache_dir)
+    try:
+        compiled = target.core.compile_model(model, target.device, options)
+    except RuntimeError as fault:
+        raise DeviceError(
+            f"{name} cannot be compiled for {target.device}: {_last_line(fault)}. "
+            f"Devices present: {', '.join(target.core.available_devices)}."
+        ) from fault
+    in_force = precision_in_force(compiled)
+    if wanted is not None and in_force not in (wanted, "unknown"):
+        raise DeviceError(
+            f"{target.device} executes {name} in {in_force} although {wanted} was asked for: it "
+            f"has no {wanted}. Ask for {in_force}, or for none to let the device choose."
+        )
+    return compiled
+
+
+def precision_in_force(compiled: ov.CompiledModel) -> str:
+    """The precision that floating-point layers really run in, "unknown" if not reported."""
+    try:
+        kind = compiled.get_property(hint.inference_precision())
+    except RuntimeError:
+        # Virtual devices do not report it.
+        return "unknown"
+    name = kind.get_type_name() if isinstance(kind, ov.Type) else str(kind)
+    return _NAMES.get(name, name)
+
+
+def _require_device(core: ov.Core, device: str) -> None:
+    present = core.available_devices
+    kind, _, members = device.partition(":")
+    asked = [name for name in members.split(",") if name] if kind in _VIRTUAL else [device]
+    for name in asked:
+        # "GPU" means the first of "GPU.0", "GPU.1".
+        if name not in present and not any(known.split(".")[0] == name for known in present):
+            raise DeviceError(
+                f"There is no device {name!r} here. Present: {', '.join(present)}. "
+                "Names are written in capitals; AUTO lets OpenVINO choose."
+            )
+
+
+def _last_line(fault: Exception) -> str:
+    """OpenVINO's messages end with the reason, after the source lines it passed through."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(fault).__name__

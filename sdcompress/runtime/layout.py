@@ -1,0 +1,114 @@
+"""What a model folder holds, read from its configuration files. Nothing is compiled here."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcompress.runtime.errors import BundleError
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """The facts of a model folder that generation needs."""
+
+    folder: Path
+    latent_channels: int
+    vae_scale: int  # pixels per latent cell, in each direction
+    native_size: int  # pixels
+    scaling_factor: float  # latents are the encoder's output times this
+    scheduler: Mapping[str, Any]  # scheduler_config.json as parsed
+    prediction_type: str
+
+    def model_path(self, component: str) -> Path:
+        return self.folder / component / "openvino_model.xml"
+
+    @property
+    def scheduler_path(self) -> Path:
+        return self.folder / "scheduler" / "scheduler_config.json"
+
+
+def read_layout(folder: Path) -> ModelLayout:
+    """Check that every needed file is there, and read the configurations."""
+    _require_files(folder)
+    unet = read_json(folder / "unet" / "config.json")
+    vae = read_json(folder / "vae_decoder" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    vae_scale = 2 ** (_levels(vae, folder / "vae_decoder" / "config.json") - 1)
+    return ModelLayout(
+        folder=folder,
+        latent_channels=int(_number(unet, "in_channels", folder / "unet")),
+        vae_scale=vae_scale,
+        native_size=_sample_size(unet, folder / "unet") * vae_scale,
+        scaling_factor=_number(vae, "scaling_factor", folder / "vae_decoder"),
+        scheduler=scheduler,
+        prediction_type=str(scheduler.get("prediction_type", "epsilon")),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a configuration file that must hold a JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing. Build or copy the folder again.") from None
+    except (OSError, ValueError) as fault:
+        raise BundleError(
+            f"{path} cannot be read ({fault}). Build or copy the folder again."
+        ) from fault
+    if not isinstance(values, dict):
+        raise BundleError(f"{path} must hold a JSON object. Build or copy the folder again.")
+    return values
+
+
+def _require_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise BundleError(f"There is no model folder at {folder}. Check the path.")
+    needed = [Path("model_index.json"), Path("scheduler/scheduler_config.json")]
+    for component in COMPONENTS:
+        needed += [
+            Path(component) / name
+            for name in ("openvino_model.xml", "openvino_model.bin", "config.json")
+        ]
+    missing = [path.as_posix() for path in needed if not (folder / path).is_file()]
+    tokenizer = folder / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        # Older folders keep the same content in two files.
+        pair = [name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
+        missing += [f"tokenizer/tokenizer.json (or tokenizer/{name})" for name in pair]
+    if missing:
+        advice = "Build or copy the folder again; it must be an OpenVINO model folder"
+        if (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file():
+            advice = "This is a diffusers folder; convert it to OpenVINO first"
+        raise BundleError(f"{folder} is incomplete, missing: {', '.join(missing)}. {advice}.")
+
+
+def _levels(config: Mapping[str, Any], path: Path) -> int:
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise BundleError(f"{path} has no block_out_channels. Build or copy the folder again.")
+    return len(channels)
+
+
+def _sample_size(unet: Mapping[str, Any], where: Path) -> int:
+    size = unet.get("sample_size")
+    if isinstance(size, list) and len(set(size)) == 1:
+        size = size[0]
+    if not isinstance(size, int) or size < 1:
+        raise BundleError(
+            f"{where / 'config.json'}: sample_size is {size!r}, but one whole number is expected: "
+            "the width and height of the latents the model was trained on."
+        )
+    return size
+
+
+def _number(config: Mapping[str, Any], key: str, where: Path) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise BundleError(
+            f"{where / 'config.json'}: {key} is {value!r}, but a positive number is expected."
+        )
+    return value

@@ -1,0 +1,142 @@
+"""The manifest of a bundle: what is in it, where it came from, and whether it is unaltered."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdcompress.runtime.errors import BundleError
+from sdcompress.runtime.layout import read_json
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file's content in brief."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; `files` maps POSIX paths inside the folder to records."""
+
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+    versions: dict[str, str]
+    quality: dict[str, Any]
+    files: dict[str, FileRecord]
+    schema: int = SCHEMA
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write manifest.json; it appears only when it is complete."""
+    path = folder / FILE_NAME
+    partial = path.with_name(f".{FILE_NAME}.{os.getpid()}.partial")
+    ordered = {"schema": manifest.schema} | asdict(manifest)
+    ordered["files"] = dict(sorted(ordered["files"].items()))
+    try:
+        partial.write_text(
+            json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        partial.replace(path)
+    except OSError as fault:
+        partial.unlink(missing_ok=True)
+        raise BundleError(
+            f"{path} cannot be written: {fault.strerror or fault}. Check space and permissions."
+        ) from fault
+    return path
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check manifest.json."""
+    path = folder / FILE_NAME
+    values = read_json(path)
+    if values.get("schema") != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {values.get('schema')!r}, but this version reads schema {SCHEMA}. "
+            "Use the version of sdcompress that wrote the bundle, or build the bundle again."
+        )
+    expected = {field.name for field in fields(Manifest)}
+    if set(values) != expected or not all(
+        isinstance(values[name], dict) for name in expected - {"schema"}
+    ):
+        raise BundleError(
+            f"{path} must hold exactly {', '.join(sorted(expected))}, as objects. "
+            "Build or copy the bundle again."
+        )
+    files = {name: _file_record(record, name, path) for name, record in values["files"].items()}
+    return Manifest(**(values | {"files": files}))
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    """Records of the named files (POSIX paths inside the folder)."""
+    records = {}
+    for name in names:
+        path = _inside(folder, name)
+        if path is None:
+            raise BundleError(f"{name!r} is not a path inside {folder}.")
+        try:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            records[name] = FileRecord(digest, path.stat().st_size)
+        except OSError as fault:
+            raise BundleError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
+    return records
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare the folder with its manifest; one sentence for each problem, none if intact."""
+    manifest = read_manifest(folder)
+    problems = []
+    for name, record in manifest.files.items():
+        problem = _problem(folder, name, record)
+        if problem is not None:
+            problems.append(problem)
+    listed = set(manifest.files) | {FILE_NAME}
+    present = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
+    names = (path.relative_to(folder).as_posix() for path in present)
+    problems += [f"{name}: not listed in the manifest" for name in names if name not in listed]
+    return problems
+
+
+def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
+    path = _inside(folder, name)
+    if path is None:
+        return f"{name}: lies outside the bundle"
+    if not path.is_file():
+        return f"{name}: missing"
+    size = path.stat().st_size
+    if size != record.bytes:
+        return f"{name}: {size} bytes, but the manifest says {record.bytes}"
+    if hash_files(folder, [name])[name] != record:
+        return f"{name}: content differs from the manifest (sha256)"
+    return None
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """The path of a listed file, or None if it would leave the folder, be it through a link."""
+    listed = PurePosixPath(name)
+    if not name or listed.is_absolute() or ".." in listed.parts or "\\" in name or ":" in name:
+        return None
+    path = folder.joinpath(*listed.parts)
+    return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+
+def _file_record(record: Any, name: str, path: Path) -> FileRecord:
+    if (
+        isinstance(record, Mapping)
+        and set(record) == {"sha256", "bytes"}
+        and isinstance(record["sha256"], str)
+        and type(record["bytes"]) is int
+    ):
+        return FileRecord(record["sha256"], record["bytes"])
+    raise BundleError(
+        f"{path}: the record of {name} must hold sha256 and bytes. Build or copy the bundle again."
+    )
