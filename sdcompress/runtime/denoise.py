@@ -44,18 +44,19 @@ def denoise(
         text = np.concatenate([_per_image(unconditional, count, "unconditional"), text])
 
     def predict(x: Float32, timestep: float) -> Float32:
+        output = unet(np.concatenate([x, x]) if guided else x, timestep, text)
+        require_finite(output, f"UNet's predictions at timestep {timestep:g}")
         if not guided:
-            return unet(x, timestep, text)
-        output = unet(np.concatenate([x, x]), timestep, text)
+            return output
         base, conditioned = output[:count], output[count:]
         return base + (conditioned - base) * guidance_scale
 
     calls = len(plan.timesteps)
     for done, current in enumerate(sample(plan, latents, predict), start=1):
-        require_finite(current, f"latents after step {done} of {calls}")
         latents = current
         if on_step is not None:
             on_step(done, calls, current)
+    require_finite(latents, "latents after the last step")
     return latents
 
 

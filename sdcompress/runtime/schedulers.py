@@ -89,7 +89,8 @@ def plan_pndm(config: SchedulerConfig, steps: int) -> Plan:
 
 def plan_euler(config: SchedulerConfig, steps: int) -> Plan:
     """Euler's method works in x / a, whose noise is sigma; timesteps need not be whole."""
-    timesteps = _spaced(config, steps)
+    # Rounded to single precision, in which the network gets them.
+    timesteps = _spaced(config, steps).astype(np.float32).astype(np.float64)
     levels = noise_levels(config)
     sigmas = np.interp(timesteps, np.arange(len(levels)), levels)
     # With "leading" spacing the first sigma is not the largest of training, where signal is lost.
@@ -125,9 +126,7 @@ def _spaced(config: SchedulerConfig, steps: int) -> Float64:
     """Timesteps, highest first (table 2 of Lin et al. 2023, arXiv 2305.08891)."""
     count = config.num_train_timesteps
     if config.timestep_spacing == "linspace":
-        # Single precision: the network gets timesteps between whole ones exactly as diffusers has.
-        exact = np.linspace(0, count - 1, steps, dtype=np.float32)[::-1]
-        return exact.astype(np.float64)
+        return np.linspace(0, count - 1, steps)[::-1]
     if config.timestep_spacing == "leading":
         whole = np.arange(steps - 1, -1, -1, dtype=np.float64) * (count // steps)
         return whole + config.steps_offset

@@ -61,6 +61,8 @@ class PromptTokenizer:
         # Both are done here, so that what is cut off can be reported.
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        for key, token in special.items():
+            _token_id(tokenizer, token, key)
         # A padding token such as "!" is a token of its own wherever it stands in a prompt.
         tokenizer.add_special_tokens(
             [AddedToken(token, special=True) for token in dict.fromkeys(special.values())]
@@ -76,7 +78,7 @@ class PromptTokenizer:
                 encoding = self._tokenizer.encode(text, add_special_tokens=False)
             except (TypeError, UnicodeEncodeError) as fault:
                 raise InputError(
-                    f"The prompt {text!r} is not text that can be tokenized: {fault}. "
+                    f"The prompt {text!r} cannot be tokenized: {fault}. "
                     "Pass a string of valid Unicode."
                 ) from fault
             ids = [self._start, *encoding.ids[:room], self._end]
