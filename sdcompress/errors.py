@@ -50,7 +50,7 @@ class OutputBusyError(SdcompressError):
     """Another run holds the output folder."""
 
 
-class QualityGateFailed(SdcompressError):
+class QualityGateFailed(SdcompressError):  # noqa: N818 - it is an outcome, not a mistake
     """The candidate was built and measured, and broke at least one budget of its recipe."""
 
     exit_code = 3

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sdcompress.recipe_yaml import read_layers, report_faults
+from sdcompress.recipe_yaml import Layers, apply_overrides, read_layers, report_faults
 
 DEMO = "demo"
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -120,9 +120,7 @@ class Int8(ActivationQuantization):
     smooth_quant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = 0.95
 
 
-Method = Annotated[
-    Fp16 | Int8Weights | Int4Weights | Hybrid | Int8, Field(discriminator="method")
-]
+Method = Annotated[Fp16 | Int8Weights | Int4Weights | Hybrid | Int8, Field(discriminator="method")]
 METHODS: dict[str, type[Section]] = {
     "fp16": Fp16,
     "int8_weights": Int8Weights,
@@ -222,7 +220,7 @@ class Recipe(Section):
     def _sections_agree(self) -> Self:
         fixed = (self.convert.width, self.convert.height)
         drawn = (self.sampling.width, self.sampling.height)
-        if fixed != (None, None) and drawn != fixed:
+        if fixed not in ((None, None), drawn):
             raise ValueError(
                 f"convert fixes {fixed[0]} x {fixed[1]} but sampling draws "
                 f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size"
@@ -250,6 +248,17 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     `overrides` are ``key.path=value`` strings, applied in order over the file; the value is YAML.
     Raises RecipeError naming every fault with its file, line, key and what was expected.
     """
-    layers = read_layers(Path(path), overrides)
+    return _validated(read_layers(Path(path), overrides))
+
+
+def parse_recipe(file: Path, data: dict[str, Any], overrides: tuple[str, ...] = ()) -> Recipe:
+    """Validates a recipe that was stored as JSON in `file`, for example in a manifest.
+
+    Raises RecipeError as `load_recipe` does.
+    """
+    return _validated(apply_overrides(Layers(file, data, {}), overrides))
+
+
+def _validated(layers: Layers) -> Recipe:
     with report_faults(layers, Recipe):
         return Recipe.model_validate(layers.data)

@@ -4,6 +4,7 @@ The position of every key is remembered while the document is composed, so a fau
 the typed recipe can say where it is.
 """
 
+import copy
 import difflib
 import types
 from collections.abc import Iterator
@@ -53,10 +54,15 @@ def read_layers(file: Path, overrides: tuple[str, ...]) -> Layers:
         raise RecipeError(f"{file}: expected a mapping of recipe keys, found {_kind(data)}")
     origins: dict[KeyPath, str] = {(): f"{file}:1"}
     _index(file, node, (), origins)
-    layers = Layers(file, data, origins)
+    return apply_overrides(Layers(file, data, origins), overrides)
+
+
+def apply_overrides(layers: Layers, overrides: tuple[str, ...]) -> Layers:
+    """Applies ``key.path=value`` strings in order. Raises RecipeError for malformed ones."""
+    copied = Layers(layers.file, copy.deepcopy(layers.data), dict(layers.origins))
     for override in overrides:
-        _apply(layers, override)
-    return layers
+        _apply(copied, override)
+    return copied
 
 
 @contextmanager

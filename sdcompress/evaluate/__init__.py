@@ -1,0 +1,120 @@
+"""Judges a candidate against the baseline: pictures, CLIP score, fidelity, SQNR and footprint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdcompress.evaluate.clip_score import clip_scores
+from sdcompress.evaluate.fidelity import psnr_db, ssim
+from sdcompress.evaluate.footprint import measure_footprint
+from sdcompress.evaluate.pictures import Pictures
+from sdcompress.evaluate.records import (
+    ClipScore,
+    PairFidelity,
+    Performance,
+    Quality,
+    Sample,
+    Scores,
+)
+from sdcompress.evaluate.sqnr import unet_sqnr
+from sdcompress.evaluate.statistics import paired_difference
+from sdcompress.progress import Advance
+from sdcompress.prompts import Prompt
+from sdcompress.runtime import Pipeline, Settings
+
+BASELINE_PRECISION = "f32"  # set outright: left alone, the CPU plugin executes in BF16 where it can
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The two pipelines under comparison and what both of them draw."""
+
+    baseline: Path
+    candidate: Path
+    device: str
+    settings: Settings
+    prompts: tuple[Prompt, ...]
+    seed: int
+    scorer: Path | str
+
+    def open(self, *, candidate: bool) -> Pipeline:
+        """Loads one side: the baseline in f32, the candidate as the device would run it."""
+        folder = self.candidate if candidate else self.baseline
+        precision = None if candidate else BASELINE_PRECISION
+        return Pipeline.load(folder, device=self.device, execution_precision=precision)
+
+
+def measure_sqnr(contest: Contest, prompts: int, on_prompt: Advance) -> dict[int, float]:
+    """Returns the UNet output's SQNR in dB by timestep, over the first `prompts` prompts."""
+    return unet_sqnr(
+        contest.open(candidate=False),
+        contest.open(candidate=True),
+        contest.prompts[:prompts],
+        contest.seed,
+        contest.settings,
+        on_prompt,
+    )
+
+
+def measure_performance(contest: Contest, images: int, on_side: Advance) -> Performance:
+    """Measures both sides one after the other, each in a child process of its own."""
+    sides = []
+    for done, folder in enumerate((contest.baseline, contest.candidate), start=1):
+        measured = measure_footprint(
+            folder,
+            prompt=contest.prompts[0].text,
+            settings=contest.settings,
+            images=images,
+            device=contest.device,
+            execution_precision=BASELINE_PRECISION if folder == contest.baseline else None,
+        )
+        sides.append(measured)
+        on_side(done, 2)
+    return Performance(*sides)
+
+
+def score_pairs(
+    contest: Contest, baseline: Pictures, candidate: Pictures, on_batch: Advance
+) -> Scores:
+    """Scores every pair of pictures."""
+    texts = [prompt.text for prompt in contest.prompts]
+    files = [*baseline.files, *candidate.files]
+    scores = clip_scores(files, texts * 2, contest.scorer, on_batch=on_batch)
+    before, after = np.split(scores, 2)
+    samples = tuple(
+        Sample(
+            prompt=text,
+            seed=contest.seed + index,
+            baseline=pair[0],
+            candidate=pair[1],
+            clip_score_baseline=float(before[index]),
+            clip_score_candidate=float(after[index]),
+            psnr_db=psnr_db(*pair),
+            ssim=ssim(*pair),
+        )
+        for index, (text, pair) in enumerate(
+            zip(texts, zip(baseline.files, candidate.files, strict=True), strict=True)
+        )
+    )
+    clip = ClipScore(
+        baseline=float(before.mean()),
+        candidate=float(after.mean()),
+        difference=paired_difference(before, after),
+        samples=len(texts),
+        scorer=str(contest.scorer),
+    )
+    return Scores(clip, samples)
+
+
+def summarize(clip: ClipScore, samples: Sequence[Sample], sqnr: Mapping[int, float]) -> Quality:
+    """Puts the pairwise figures together."""
+    psnr = [sample.psnr_db for sample in samples]
+    similarity = [sample.ssim for sample in samples]
+    return Quality(
+        clip_score=clip,
+        psnr_db=PairFidelity(float(np.mean(psnr)), min(psnr)),
+        ssim=PairFidelity(float(np.mean(similarity)), min(similarity)),
+        unet_sqnr_db=dict(sqnr),
+    )

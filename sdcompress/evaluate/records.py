@@ -74,11 +74,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """CLIP scores and the pairs behind them."""
+
+    clip: ClipScore
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     quality: Quality
     performance: Performance
     samples: tuple[Sample, ...]
-    execution_precisions: Mapping[str, Mapping[str, str]]  # baseline/candidate -> component -> hint
+    execution_precisions: Mapping[
+        str, Mapping[str, str]
+    ]  # baseline/compressed -> component -> name
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""Compresses one component's IR with NNCF: a closed table of methods, each with typed options.
+
+`hybrid` follows huggingface/optimum-intel #584: convolutions get 8-bit weights and activations,
+everything else 8-bit weights only, because plain 8-bit quantization of the whole UNet is known to
+hurt pictures. `int8` is that plain quantization, with SmoothQuant (arXiv:2211.10438).
+"""
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import nncf
+import openvino as ov
+from nncf.quantization.advanced_parameters import (
+    AdvancedCompressionParameters,
+    AdvancedQuantizationParameters,
+    AdvancedSmoothQuantParameters,
+    GroupSizeFallbackMode,
+    OverflowFix,
+)
+
+from sdcompress.errors import CompressionError
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.precision import count_by_precision, layers_of, weight_constant
+from sdcompress.recipe import (
+    ActivationQuantization,
+    Fp16,
+    Hybrid,
+    IgnoredScope,
+    Int4Weights,
+    Int8,
+    Int8Weights,
+    Method,
+)
+
+LAYERS_FILE = "layers.json"
+
+
+@dataclass(frozen=True)
+class CompressedIR:
+    """A compressed component: folder, method, bytes and how many layers have which precision."""
+
+    folder: Path
+    method: str
+    bytes: int
+    layers_by_precision: dict[str, int]
+
+
+class ModelInputs(Protocol):
+    """Recorded inputs of one component, by name, that can be iterated again and again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+def compress(
+    baseline: Path,
+    options: Method,
+    folder: Path,
+    *,
+    inputs: ModelInputs | None,
+    has_vnni: bool,
+) -> CompressedIR:
+    """Reads the FP32 IR in `baseline`, compresses it and writes IR and `layers.json` to `folder`.
+
+    `has_vnni` says whether the target multiplies 8-bit integers without intermediate overflow
+    (VNNI or AMX); without, `overflow_fix: auto` halves the weight range of the first layers.
+    Raises CompressionError when calibration inputs are missing or NNCF rejects the combination.
+    """
+    model = ov.Core().read_model(baseline / IR_NAME)
+    if isinstance(options, ActivationQuantization) and inputs is None:
+        raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
+    try:
+        model = _METHODS[type(options)](model, options, inputs, has_vnni)
+    except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
+        raise CompressionError(
+            f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
+        ) from error
+    folder.mkdir(parents=True)
+    ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+    layers = layers_of(folder / IR_NAME)
+    listing = [asdict(layer) for layer in layers]
+    (folder / LAYERS_FILE).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
+    del model
+    gc.collect()
+    return CompressedIR(folder, options.method, ir_bytes(folder), count_by_precision(layers))
+
+
+def _fp16(model: ov.Model, *_: Any) -> ov.Model:
+    return model  # saving halves the weights
+
+
+def _int8_weights(model: ov.Model, options: Int8Weights, *_: Any) -> ov.Model:
+    modes = nncf.CompressWeightsMode
+    return nncf.compress_weights(
+        model,
+        mode=modes.INT8_SYM if options.symmetric else modes.INT8_ASYM,
+        ignored_scope=_scope(options.ignored),
+    )
+
+
+def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
+    modes = nncf.CompressWeightsMode
+    adjust = AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ADJUST)
+    return nncf.compress_weights(
+        model,
+        mode=modes.INT4_SYM if options.symmetric else modes.INT4_ASYM,
+        ratio=options.ratio,
+        group_size=options.group_size,
+        all_layers=options.all_layers,
+        ignored_scope=_scope(options.ignored),
+        advanced_parameters=adjust if options.group_size > 0 else None,
+    )
+
+
+def _hybrid(model: ov.Model, options: Hybrid, inputs: ModelInputs, has_vnni: bool) -> ov.Model:
+    convolutions = IgnoredScope(types=["Convolution"])
+    model = nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT8_ASYM,
+        ignored_scope=_scope(options.ignored, convolutions),
+    )
+    linear = IgnoredScope(names=_weighted_names(model, ("MatMul", "Gather")))
+    return _quantize(model, options, inputs, has_vnni, _scope(options.ignored, linear), None)
+
+
+def _int8(model: ov.Model, options: Int8, inputs: ModelInputs, has_vnni: bool) -> ov.Model:
+    scope = _scope(options.ignored)
+    return _quantize(model, options, inputs, has_vnni, scope, options.smooth_quant_alpha)
+
+
+def _quantize(
+    model: ov.Model,
+    options: ActivationQuantization,
+    inputs: ModelInputs,
+    has_vnni: bool,
+    scope: nncf.IgnoredScope,
+    smooth_quant_alpha: float | None,
+) -> ov.Model:
+    alpha = -1.0 if smooth_quant_alpha is None else smooth_quant_alpha
+    return nncf.quantize(
+        model,
+        nncf.Dataset(inputs),
+        preset=nncf.QuantizationPreset(options.preset),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(inputs),
+        fast_bias_correction=options.bias_correction != "accurate",
+        ignored_scope=scope,
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=_overflow_fix(options.overflow_fix, has_vnni),
+            disable_bias_correction=options.bias_correction == "none",
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
+        ),
+    )
+
+
+def _overflow_fix(setting: str, has_vnni: bool) -> OverflowFix:
+    """Without VNNI, 8-bit products saturate in 16 bits; NNCF then keeps weights to 7 bits."""
+    if setting == "auto":
+        setting = "disable" if has_vnni else "enable"
+    return OverflowFix[setting.upper()]
+
+
+def _weighted_names(model: ov.Model, kinds: tuple[str, ...]) -> list[str]:
+    names = []
+    for operation in model.get_ops():
+        kind = operation.get_type_name()
+        if kind not in kinds:
+            continue
+        ports = (0,) if kind == "Gather" else (0, 1)
+        if any(weight_constant(operation.input_value(p).get_node()) is not None for p in ports):
+            names.append(operation.get_friendly_name())
+    return names
+
+
+def _scope(*scopes: IgnoredScope) -> nncf.IgnoredScope:
+    return nncf.IgnoredScope(
+        names=[name for scope in scopes for name in scope.names],
+        patterns=[pattern for scope in scopes for pattern in scope.patterns],
+        types=[kind for scope in scopes for kind in scope.types],
+    )
+
+
+_METHODS: dict[type[Any], Callable[..., ov.Model]] = {
+    Fp16: _fp16,
+    Int8Weights: _int8_weights,
+    Int4Weights: _int4_weights,
+    Hybrid: _hybrid,
+    Int8: _int8,
+}

@@ -1,0 +1,195 @@
+"""Turns one component at a time into FP32 OpenVINO IR, in the folder layout of optimum-intel.
+
+optimum-intel's export configurations decide names, axes and patches, so openvino-genai and
+optimum-intel load the result. Only one component's weights are in memory at any moment.
+"""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from sdcompress.errors import ConversionError
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.quiet import quiet_libraries
+from sdcompress.recipe import COMPONENTS, Convert
+from sdcompress.source import Source
+
+# Task and model type under which optimum-intel registers each export configuration.
+_EXPORT_CONFIGS = {
+    "text_encoder": ("feature-extraction", "clip-text"),
+    "unet": ("semantic-segmentation", "unet-2d-condition"),
+    "vae_decoder": ("semantic-segmentation", "vae-decoder"),
+    "vae_encoder": ("semantic-segmentation", "vae-encoder"),
+}
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """The FP32 IR folder and the size of each component's files."""
+
+    folder: Path
+    bytes_by_component: dict[str, int]
+
+
+def convert(
+    source: Source,
+    options: Convert,
+    folder: Path,
+    on_component: Callable[[int, int], None] | None = None,
+) -> ConvertedModel:
+    """Writes the IR of all four components, the scheduler and the tokenizer into `folder`.
+
+    Weights stay FP32; shapes are dynamic in batch, height and width unless `options` fixes them.
+    Raises ConversionError naming the component that could not be loaded or exported.
+    """
+    _copy_settings(source, folder)
+    with quiet_libraries():
+        _write_tokenizer(source, folder)
+    sizes = {}
+    for done, component in enumerate(COMPONENTS, start=1):
+        try:
+            with quiet_libraries():
+                _export(source, component, folder / component)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise ConversionError(
+                f"{component} of {source.id} could not be converted: {error}. Check that "
+                f"{source.folder} loads in diffusers' StableDiffusionPipeline"
+            ) from error
+        gc.collect()
+        _fix_shapes(source, component, folder / component, options)
+        sizes[component] = ir_bytes(folder / component)
+        if on_component:
+            on_component(done, len(COMPONENTS))
+    return ConvertedModel(folder, sizes)
+
+
+def _copy_settings(source: Source, folder: Path) -> None:
+    (folder / "scheduler").mkdir(parents=True)
+    shutil.copyfile(source.folder / "model_index.json", folder / "model_index.json")
+    settings = "scheduler/scheduler_config.json"
+    shutil.copyfile(source.folder / settings, folder / settings)
+
+
+def _write_tokenizer(source: Source, folder: Path) -> None:
+    """Copies the tokenizer's files as they are and adds the two forms derived from them."""
+    from optimum.exporters.openvino.convert import export_tokenizer
+    from transformers import AutoTokenizer
+
+    target = folder / "tokenizer"
+    target.mkdir()
+    for name in source.files:
+        if name.startswith("tokenizer/"):
+            shutil.copyfile(source.folder / name, folder / name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder / "tokenizer")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConversionError(
+            f"{source.folder / 'tokenizer'}: transformers cannot load it: {error}"
+        ) from error
+    if not (target / "tokenizer.json").exists():
+        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    export_tokenizer(tokenizer, target)
+    if not (target / "openvino_tokenizer.xml").exists():
+        raise ConversionError(
+            f"{source.folder / 'tokenizer'}: openvino_tokenizers could not convert it; "
+            f"it supports CLIP tokenizers, this one is {type(tokenizer).__name__}"
+        )
+
+
+def _export(source: Source, component: str, folder: Path) -> None:
+    from optimum.exporters.openvino.convert import export
+    from optimum.exporters.tasks import TasksManager
+    from optimum.intel.openvino.configuration import OVConfig
+
+    folder.mkdir(parents=True)
+    model = _load(source, component)
+    if component == "text_encoder":
+        model.config.save_pretrained(folder)
+    else:
+        model.save_config(folder)
+    task, model_type = _EXPORT_CONFIGS[component]
+    constructor = TasksManager.get_exporter_config_constructor(
+        model=model, exporter="openvino", library_name="diffusers", task=task, model_type=model_type
+    )
+    config = constructor(model.config, int_dtype="int64", float_dtype="fp32")
+    config.runtime_options = _runtime_options(source, component)
+    export(
+        model,
+        config,
+        folder / IR_NAME,
+        ov_config=OVConfig(dtype="fp32"),
+        stateful=False,
+        library_name="diffusers",
+    )
+
+
+def _load(source: Source, component: str) -> Any:
+    """Loads one component in float32, patched as optimum-intel's configurations expect it."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    settings = {
+        "torch_dtype": torch.float32,
+        "variant": source.variant,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    if component == "text_encoder":
+        settings["dtype"] = settings.pop("torch_dtype")
+        return CLIPTextModel.from_pretrained(source.folder / "text_encoder", **settings)
+    if component == "unet":
+        unet = UNet2DConditionModel.from_pretrained(source.folder / "unet", **settings)
+        # Its presence makes the export configuration keep the 77 tokens as a fixed axis.
+        unet.config.model_max_length = _max_tokens(source)
+        return unet
+    vae = AutoencoderKL.from_pretrained(source.folder / "vae", **settings)
+    if component == "vae_decoder":
+        vae.forward = lambda latent_sample: vae.decode(z=latent_sample)
+    else:
+        vae.forward = lambda sample: {
+            "latent_parameters": vae.encode(x=sample)["latent_dist"].parameters
+        }
+    return vae
+
+
+def _max_tokens(source: Source) -> int:
+    text_config = json.loads((source.folder / "text_encoder/config.json").read_text("utf-8"))
+    return int(text_config["max_position_embeddings"])
+
+
+def _runtime_options(source: Source, component: str) -> dict[str, str]:
+    """Keeps the VAE of v-prediction models (SD 2.1 at 768) from overflowing in half precision."""
+    scheduler = json.loads((source.folder / "scheduler/scheduler_config.json").read_text("utf-8"))
+    overflows = scheduler.get("prediction_type") == "v_prediction" and component.startswith("vae_")
+    return {"ACTIVATIONS_SCALE_FACTOR": "8.0"} if overflows else {}
+
+
+def _fix_shapes(source: Source, component: str, folder: Path, options: Convert) -> None:
+    """Makes the axes static that the recipe fixes; `batch` is the UNet's, both branches counted."""
+    if options == Convert() or component == "text_encoder":
+        return
+    model = ov.Core().read_model(folder / IR_NAME)
+    vae = json.loads((source.folder / "vae/config.json").read_text("utf-8"))
+    scale = 1 if component == "vae_encoder" else 2 ** (len(vae["down_block_types"]) - 1)
+    shapes = {}
+    for model_input in model.inputs:
+        shape = model_input.partial_shape
+        if component == "unet" and options.batch and shape.rank.get_length() > 0:
+            shape[0] = options.batch
+        if shape.rank.get_length() == 4 and options.height and options.width:
+            shape[2], shape[3] = options.height // scale, options.width // scale
+        shapes[model_input] = shape
+    model.reshape(shapes)
+    fixed = folder / "fixed.xml"
+    ov.save_model(model, fixed, compress_to_fp16=False)
+    del model  # releases the memory mapping of the file that is replaced next
+    gc.collect()
+    for suffix in (".xml", ".bin"):
+        fixed.with_suffix(suffix).replace((folder / IR_NAME).with_suffix(suffix))

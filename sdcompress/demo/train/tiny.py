@@ -1,0 +1,70 @@
+"""Distils the VAE decoder into a tiny one, in AutoencoderTiny's layout, for fast decoding.
+
+Follows the idea of TAESD: a small convolutional network learns to reproduce the decoder's output
+from scaled latents. Only the decoder is trained; the encoder is there because the layout has one.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from sdcompress.demo.train.checkpoint import Job, device, run
+from sdcompress.demo.train.unet import Latents
+from sdcompress.demo.train.vae import reconstruction_loss
+
+_CROP = 8  # latent pixels, 64 in the picture
+
+
+def build() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(16, 16, 16, 16),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        latent_channels=4,
+        scaling_factor=1.0,
+    )
+
+
+def job(folder: Path, steps: int) -> Job:
+    return Job("tiny", steps, batch=32, learning_rate=2e-3, folder=folder)
+
+
+def train(plan: Job, latents: Latents, vae: AutoencoderKL) -> AutoencoderTiny:
+    """Trains on 8 x 8 crops of latents against what the VAE decoder makes of the same crops.
+
+    AutoencoderTiny decodes into -1..1, after its own scaling from 0..1.
+    """
+    torch.manual_seed(3)
+    place = device()
+    vae = vae.to(place, memory_format=torch.channels_last).eval()
+    tiny = build().to(place, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(tiny.decoder.parameters(), betas=(0.9, 0.99))
+
+    def step(index: int) -> float:
+        random = torch.Generator().manual_seed(index)
+        crop = _crops(latents, plan.batch, random).to(place, memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(place.type, torch.bfloat16):
+            wanted = vae.decode(crop).sample.float().clamp(-1, 1)
+        with torch.autocast(place.type, torch.bfloat16):
+            drawn = tiny.decode(crop * latents.scaling_factor).sample.float()
+        loss = reconstruction_loss(drawn, wanted)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tiny.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    run(plan, {"model": tiny}, optimizer, step)
+    return tiny
+
+
+def _crops(latents: Latents, count: int, random: torch.Generator) -> torch.Tensor:
+    chosen = torch.randint(0, len(latents.means), (count,), generator=random).tolist()
+    corners = torch.randint(0, 9, (count, 2), generator=random).tolist()
+    parts = [
+        torch.from_numpy(latents.means[one, :, y : y + _CROP, x : x + _CROP].astype("float32"))
+        for one, (y, x) in zip(chosen, corners, strict=True)
+    ]
+    return torch.stack(parts)

@@ -1,0 +1,153 @@
+"""Trains the UNet with the text encoder: epsilon prediction, captions dropped for guidance.
+
+Loss weights follow Min-SNR-5 (arXiv:2303.09556); the weights kept are an exponential average.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdcompress.demo.train.checkpoint import Job, device, run
+from sdcompress.demo.train.clip import text_config
+from sdcompress.demo.train.data import batch
+from sdcompress.demo.train.tokenizer import MAX_TOKENS
+
+NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+_CAPTION_DROP = 0.1
+_MAX_SNR = 5.0
+_EXAMPLES = 30_000
+_FIRST_SEED = 10_000_000
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The training set behind the VAE: means and deviations [n, 4, 16, 16], token ids [n, 77]."""
+
+    means: np.ndarray[Any, Any]
+    deviations: np.ndarray[Any, Any]
+    token_ids: np.ndarray[Any, Any]
+    scaling_factor: float
+
+
+def build() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(64, 96, 128, 160),
+        layers_per_block=1,
+        attention_head_dim=(2, 3, 4, 5),
+        cross_attention_dim=128,
+        use_linear_projection=True,
+        norm_num_groups=16,
+    )
+
+
+def job(folder: Path, steps: int) -> Job:
+    return Job("unet", steps, batch=32, learning_rate=8e-4, folder=folder)
+
+
+def encode_training_set(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path, count: int = _EXAMPLES
+) -> Latents:
+    """Runs the VAE encoder over the training set once and keeps the result on disk."""
+    file = folder / "latents.npz"
+    if not file.exists():
+        _encode(vae, tokenizer, file, count)
+    with np.load(file) as stored:
+        means, deviations = stored["means"], stored["deviations"]
+        scale = 1.0 / float(means[:4000].astype(np.float32).std())
+        return Latents(means, deviations, stored["token_ids"], scale)
+
+
+def _encode(vae: AutoencoderKL, tokenizer: CLIPTokenizer, file: Path, count: int) -> None:
+    place = device()
+    vae = vae.to(place, memory_format=torch.channels_last).eval()
+    means, deviations, texts = [], [], []
+    for first in range(0, count, 50):
+        examples, pixels = batch(_FIRST_SEED + first, 50)
+        images = torch.from_numpy(pixels).to(place, memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(place.type, torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+        means.append(posterior.mean.half().cpu().numpy())
+        deviations.append(posterior.std.half().cpu().numpy())
+        texts += [one.caption for one in examples]
+    ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="np")
+    partial = file.with_suffix(".partial.npz")
+    np.savez(
+        partial,
+        means=np.concatenate(means),
+        deviations=np.concatenate(deviations),
+        token_ids=ids.input_ids.astype(np.int32),
+    )
+    partial.replace(file)
+
+
+def train(
+    plan: Job, latents: Latents, tokenizer: CLIPTokenizer
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Trains both jointly and returns their averaged weights."""
+    torch.manual_seed(2)
+    place = device()
+    unet = build().to(place, memory_format=torch.channels_last)
+    text = CLIPTextModel(text_config(tokenizer)).to(place)
+    both = torch.nn.ModuleDict({"unet": unet, "text": text})
+    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    optimizer = torch.optim.AdamW(both.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    noise_schedule = DDPMScheduler(**NOISE)
+    empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS).input_ids
+
+    def step(index: int) -> float:
+        random = torch.Generator().manual_seed(index)
+        clean, ids = _draw(latents, plan.batch, empty, random)
+        clean, ids = clean.to(place, memory_format=torch.channels_last), ids.to(place)
+        noise = torch.randn(clean.shape, generator=random).to(clean)
+        times = torch.randint(0, 1000, (plan.batch,), generator=random).to(place)
+        noisy = noise_schedule.add_noise(clean, noise, times)
+        with torch.autocast(place.type, torch.bfloat16):
+            states = text(input_ids=ids).last_hidden_state
+            predicted = unet(noisy, times, states).sample.float()
+        errors = (predicted - noise).square().mean(dim=(1, 2, 3))
+        loss = (errors * _weights(noise_schedule, times)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(both)
+        return float(loss.detach())
+
+    run(plan, {"model": both, "average": average}, optimizer, step)
+    return average.module["unet"], average.module["text"]
+
+
+def _draw(
+    latents: Latents, count: int, empty: list[int], random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws scaled latents [n, 4, 16, 16] and token ids [n, 77], some captions dropped."""
+    chosen = torch.randint(0, len(latents.means), (count,), generator=random).numpy()
+    means = torch.from_numpy(latents.means[chosen].astype(np.float32))
+    deviations = torch.from_numpy(latents.deviations[chosen].astype(np.float32))
+    noise = torch.randn(means.shape, generator=random)
+    ids = torch.from_numpy(latents.token_ids[chosen].astype(np.int64))
+    dropped = torch.rand(count, generator=random) < _CAPTION_DROP
+    ids[dropped] = torch.tensor(empty)
+    return (means + deviations * noise) * latents.scaling_factor, ids
+
+
+def _weights(noise_schedule: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
+    kept = noise_schedule.alphas_cumprod.to(times.device)[times]
+    snr = kept / (1 - kept)
+    return snr.clamp(max=_MAX_SNR) / snr

@@ -1,0 +1,49 @@
+"""Shows what a bundle or an IR is made of: its layers by precision and its sizes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.precision import Layer, count_by_precision, layers_of
+from sdcompress.runtime import BundleError
+
+
+def describe(path: Path, *, every_layer: bool = False) -> Iterator[str]:
+    """Yields the lines of a table with one row for each IR under `path`.
+
+    `path` is a pipeline folder, a component's folder or an .xml file. Raises BundleError when no
+    IR is there.
+    """
+    files = _ir_files(path)
+    yield f"{'component':<14} {'size':>10}  {'weights':>9}  layers by precision"
+    total = 0
+    for file in files:
+        layers = layers_of(file)
+        size = ir_bytes(file.parent) if file.name == IR_NAME else _pair_bytes(file)
+        total += size
+        parameters = sum(layer.parameters for layer in layers) / 1e6
+        counts = ", ".join(f"{n} x {name}" for name, n in count_by_precision(layers).items())
+        yield f"{file.parent.name:<14} {size / 1e6:>7.1f} MB  {parameters:>7.2f} M  {counts}"
+        if every_layer:
+            yield from (_layer_line(layer) for layer in layers)
+    if len(files) > 1:
+        yield f"{'total':<14} {total / 1e6:>7.1f} MB"
+
+
+def _ir_files(path: Path) -> list[Path]:
+    if path.is_file():
+        if path.suffix != ".xml":
+            raise BundleError(f"{path}: an IR is named by its .xml file")
+        return [path]
+    files = [path / IR_NAME] if (path / IR_NAME).is_file() else sorted(path.glob(f"*/{IR_NAME}"))
+    if not files:
+        raise BundleError(f"{path}: holds no {IR_NAME}, nor do its folders")
+    return files
+
+
+def _pair_bytes(xml: Path) -> int:
+    return xml.stat().st_size + xml.with_suffix(".bin").stat().st_size
+
+
+def _layer_line(layer: Layer) -> str:
+    return f"  {layer.precision:<13} {layer.parameters:>10,}  {layer.type:<12} {layer.name}"

@@ -1,0 +1,160 @@
+"""The production line of one run: each method makes sure one stage is finished and returns it.
+
+A stage's key is the hash of its part of the recipe, its upstream's key and the tools' versions.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from sdcompress.calibrate import calibrate, read_inputs
+from sdcompress.compress import CompressedIR, compress
+from sdcompress.convert import convert
+from sdcompress.errors import CalibrationError
+from sdcompress.processor import has_vnni
+from sdcompress.progress import Advance, Progress
+from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
+from sdcompress.runtime import Pipeline, Settings
+from sdcompress.source import Source, locate
+from sdcompress.store import Store, key_of, read_record, write_record
+
+_CONVERT_TOOLS = ("optimum-intel", "openvino", "openvino-tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe on one store."""
+
+    recipe: Recipe
+    store: Store
+    progress: Progress
+
+    @cached_property
+    def source(self) -> Source:
+        """The located model; a notice about it is passed on to the user."""
+        found = locate(self.recipe.model, self.recipe.revision, self.recipe.variant)
+        if found.notice:
+            self.progress.notice(found.notice)
+        return found
+
+    @cached_property
+    def settings(self) -> Settings:
+        return Settings(**self.recipe.sampling.model_dump())
+
+    @cached_property
+    def calibration_prompts(self) -> tuple[Prompt, ...]:
+        options = self.recipe.calibrate
+        return load_prompts(options.prompt_set, options.prompts, options.seed)
+
+    @cached_property
+    def evaluation_prompts(self) -> tuple[Prompt, ...]:
+        options = self.recipe.evaluate
+        return load_prompts(options.prompt_set, options.prompts, options.seed)
+
+    def check(self) -> None:
+        """Finds faults of prompts, device and model before any long work."""
+        calibration = {prompt.text for prompt in self.calibration_prompts}
+        shared = calibration & {prompt.text for prompt in self.evaluation_prompts}
+        if shared:
+            raise CalibrationError(
+                f"{len(shared)} prompts are in the calibration and in the evaluation set, for "
+                f"example '{min(shared)}': a model judged on them looks better than it is"
+            )
+        _ = self.source
+
+    @cached_property
+    def converted_key(self) -> str:
+        return key_of(
+            model=self.source.revision,
+            options=self.recipe.convert.model_dump(),
+            tools={name: version(name) for name in _CONVERT_TOOLS},
+        )
+
+    def converted(self) -> Path:
+        """The FP32 IR folder: the baseline."""
+
+        def build(folder: Path, advance: Advance) -> None:
+            convert(self.source, self.recipe.convert, folder, advance)
+
+        return self.store.stage(
+            self.progress, "convert", self.converted_key, f"{self.source.id} to FP32 IR", build
+        )
+
+    @cached_property
+    def calibrated_key(self) -> str:
+        return key_of(
+            upstream=self.converted_key,
+            options=self.recipe.calibrate.model_dump(),
+            sampling=asdict(self.settings),
+            prompts=[asdict(prompt) for prompt in self.calibration_prompts],
+            device=self.recipe.device,
+            tools={name: version(name) for name in ("openvino", "datasets")},
+        )
+
+    def model_record(self) -> dict[str, str | None]:
+        """The model's identity for report and manifest."""
+        source = self.source
+        return {
+            "id": source.id,
+            "revision": source.revision,
+            "variant": source.variant,
+            "notice": source.notice,
+        }
+
+    def calibrated(self) -> Path:
+        """The recorded inputs."""
+        baseline = self.converted()
+
+        def build(folder: Path, advance: Advance) -> None:
+            pipeline = Pipeline.load(baseline, device=self.recipe.device, execution_precision="f32")
+            prompts, options = self.calibration_prompts, self.recipe.calibrate
+            calibrate(pipeline, prompts, options, self.settings, folder, advance)
+            provenance = {"model": self.model_record(), "recipe": self.recipe.as_dict()}
+            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), "utf-8")
+
+        options = self.recipe.calibrate
+        detail = f"{options.samples} UNet inputs from {options.prompts} prompts"
+        return self.store.stage(self.progress, "calibrate", self.calibrated_key, detail, build)
+
+    def compressed_key(self, component: str) -> str:
+        options = self.recipe.compress.method_of(component)
+        quantizes = isinstance(options, ActivationQuantization)
+        return key_of(
+            upstream=self.calibrated_key if quantizes else self.converted_key,
+            component=component,
+            options=options.model_dump(),
+            has_vnni=has_vnni() if quantizes else None,
+            tools={name: version(name) for name in ("nncf", "openvino")},
+        )
+
+    def compressed(self) -> dict[str, CompressedIR]:
+        """The compressed IR of each component."""
+        baseline = self.converted()
+        needs_inputs = self.recipe.compress.needs_calibration
+        recorded = self.calibrated() if needs_inputs else None
+        return {c: self._compressed(c, baseline, recorded) for c in COMPONENTS}
+
+    def _compressed(self, component: str, baseline: Path, recorded: Path | None) -> CompressedIR:
+        options = self.recipe.compress.method_of(component)
+
+        def build(folder: Path, advance: Advance) -> None:
+            quantizes = recorded and isinstance(options, ActivationQuantization)
+            record = compress(
+                baseline / component,
+                options,
+                folder / component,
+                inputs=read_inputs(recorded, component) if recorded and quantizes else None,
+                has_vnni=has_vnni(),
+            )
+            write_record(
+                folder / "record.json", CompressedIR, replace(record, folder=Path(component))
+            )
+            advance(1, 1)
+
+        key, detail = self.compressed_key(component), f"{component}: {options.method}"
+        folder = self.store.stage(self.progress, "compress", key, detail, build)
+        record = read_record(folder / "record.json", CompressedIR)
+        return replace(record, folder=folder / record.folder)

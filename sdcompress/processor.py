@@ -1,0 +1,19 @@
+"""What the target processor can do, as far as compression decisions need it."""
+
+from functools import cache
+
+import cpuinfo
+
+# Any of these multiplies 8-bit integers into 32-bit sums without intermediate saturation.
+_VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """Returns the instruction-set flags the operating system reports, lower case."""
+    return frozenset(flag.lower() for flag in cpuinfo.get_cpu_info().get("flags", []))
+
+
+def has_vnni() -> bool:
+    """True where 8-bit products do not overflow, so NNCF's overflow fix is not needed."""
+    return bool(_VNNI_FLAGS & processor_flags())

@@ -1,0 +1,151 @@
+"""The evaluation half of a run: draws, scores and measures baseline and candidate, stage by stage.
+
+The candidate is a finished pipeline folder; where it came from does not matter here.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from sdcompress.demo import CLIP_DIR
+from sdcompress.evaluate import (
+    BASELINE_PRECISION,
+    Contest,
+    measure_performance,
+    measure_sqnr,
+    score_pairs,
+    summarize,
+)
+from sdcompress.evaluate.pictures import Pictures, draw_pictures
+from sdcompress.evaluate.records import Evaluation, Performance, Scores
+from sdcompress.line import Line
+from sdcompress.progress import Advance
+from sdcompress.recipe import DEMO
+from sdcompress.store import key_of
+
+_HUB_SCORER = "openai/clip-vit-large-patch14"
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Baseline against candidate, on the evaluation section of the line's recipe."""
+
+    line: Line
+    candidate: Path
+    candidate_key: str
+
+    @cached_property
+    def contest(self) -> Contest:
+        options = self.line.recipe.evaluate
+        prompts = tuple(
+            replace(prompt, negative=prompt.negative or options.negative_prompt)
+            for prompt in self.line.evaluation_prompts
+        )
+        default = CLIP_DIR if self.line.recipe.model == DEMO else _HUB_SCORER
+        return Contest(
+            baseline=self.line.converted(),
+            candidate=self.candidate,
+            device=self.line.recipe.device,
+            settings=self.line.settings,
+            prompts=prompts,
+            seed=options.seed,
+            scorer=options.scorer or default,
+        )
+
+    def evaluated(self, folder: Path) -> Evaluation:
+        """Runs what is not in the store yet and copies the pictures to `folder`/samples."""
+        pairs = (self._pictures("baseline"), self._pictures("compressed"))
+        scores = self._scores(*pairs)
+        sqnr = self._sqnr()
+        performance = self._performance()
+        for side, pictures in zip(("baseline", "compressed"), pairs, strict=True):
+            target = folder / SAMPLES / side
+            target.mkdir(parents=True)
+            for file in pictures.files:
+                shutil.copyfile(file, target / file.name)
+        samples = tuple(
+            replace(
+                sample,
+                baseline=folder / SAMPLES / "baseline" / sample.baseline.name,
+                candidate=folder / SAMPLES / "compressed" / sample.candidate.name,
+            )
+            for sample in scores.samples
+        )
+        return Evaluation(
+            quality=summarize(scores.clip, samples, sqnr),
+            performance=performance,
+            samples=samples,
+            execution_precisions={
+                "baseline": pairs[0].execution_precisions,
+                "compressed": pairs[1].execution_precisions,
+            },
+        )
+
+    def _key(self, *, side: str | None, **inputs: object) -> str:
+        """Hashes the contest, with both models or only the one of `side`, and further inputs."""
+        contest = self.contest
+        models = {"baseline": self.line.converted_key, "compressed": self.candidate_key}
+        return key_of(
+            models=models if side is None else {side: models[side]},
+            device=contest.device,
+            settings=asdict(contest.settings),
+            prompts=[asdict(prompt) for prompt in contest.prompts],
+            seed=contest.seed,
+            openvino=version("openvino"),
+            **inputs,
+        )
+
+    def _pictures(self, side: str) -> Pictures:
+        contest = self.contest
+        is_candidate = side == "compressed"
+
+        def build(folder: Path, advance: Advance) -> None:
+            drawn = draw_pictures(
+                contest.open(candidate=is_candidate),
+                contest.prompts,
+                contest.seed,
+                contest.settings,
+                folder,
+                advance,
+            )
+            drawn.save(folder)
+
+        detail = f"{len(contest.prompts)} {side} pictures"
+        key = self._key(side=side)
+        return Pictures.load(self.line.store.stage(self.line.progress, "draw", key, detail, build))
+
+    def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
+        scorer = str(self.contest.scorer)
+        return self.line.store.record(
+            self.line.progress,
+            "score",
+            self._key(side=None, scorer=scorer, torchmetrics=version("torchmetrics")),
+            "CLIP score, PSNR, SSIM",
+            Scores,
+            lambda advance: score_pairs(self.contest, baseline, candidate, advance),
+        )
+
+    def _sqnr(self) -> dict[int, float]:
+        count = min(self.line.recipe.evaluate.sqnr_prompts, len(self.contest.prompts))
+        return self.line.store.record(
+            self.line.progress,
+            "sqnr",
+            self._key(side=None, sqnr_prompts=count),
+            f"UNet output error over {count} prompts",
+            dict[int, float],
+            lambda advance: measure_sqnr(self.contest, count, advance),
+        )
+
+    def _performance(self) -> Performance:
+        images = self.line.recipe.evaluate.timed_images
+        return self.line.store.record(
+            self.line.progress,
+            "measure",
+            self._key(side=None, timed_images=images, baseline_precision=BASELINE_PRECISION),
+            "time and memory, a process each",
+            Performance,
+            lambda advance: measure_performance(self.contest, images, advance),
+        )

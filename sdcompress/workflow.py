@@ -1,0 +1,268 @@
+"""Runs the stages in order, recipe -> source -> ... -> report -> bundle, and decides little.
+
+Each stage is looked up in the store by the hash of its inputs and built only when it is not there,
+so a second run, or one after a kill, goes on where the last one stopped.
+"""
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from sdcompress.bundle import assemble, publish, seal
+from sdcompress.compress import CompressedIR
+from sdcompress.convert import convert as convert_model
+from sdcompress.errors import BundleError, InputError, OutputBusyError, QualityGateFailed
+from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
+from sdcompress.gate import judge
+from sdcompress.ir import ir_bytes
+from sdcompress.line import Line
+from sdcompress.precision import count_by_precision, layers_of
+from sdcompress.progress import Progress, SilentProgress
+from sdcompress.recipe import COMPONENTS, Convert, Recipe, parse_recipe
+from sdcompress.report import write_report
+from sdcompress.runtime import read_manifest, verify
+from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.source import locate
+from sdcompress.store import Store, key_of
+from sdcompress.trial import Trial
+
+STORE = ".sdcompress"
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote. `bundle` is None when there is a report only."""
+
+    output: Path
+    report: Path
+    bundle: Path | None
+    evaluation: Evaluation
+    components: Mapping[str, ComponentSize]
+    budgets: tuple[BudgetResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(budget.passed for budget in self.budgets)
+
+
+def quantize(
+    recipe: Recipe,
+    output: Path | str | None = None,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Converts, calibrates, compresses, evaluates, reports and, if the gate agrees, bundles.
+
+    `output` defaults to build/<recipe name>; finished stages are kept in .sdcompress beside it.
+    `fresh` builds every stage anew. Raises QualityGateFailed when a budget is broken; `output`
+    then holds the report and nothing that could be taken for a bundle.
+    """
+    target = output_folder(recipe, output)
+    with production_line(recipe, target, fresh=fresh, progress=progress) as line:
+        result = line.store.scratch / "result"
+        compressed = line.compressed()
+        assemble(line.converted(), {c: ir.folder for c, ir in compressed.items()}, result)
+        candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
+        sizes = _sizes(line.converted(), compressed)
+        run = _judge(Trial(line, result, candidate_key), sizes, result, target)
+        if run.passed:
+            quality = _quality_summary(run.evaluation)
+            seal(result, recipe.as_dict(), line.model_record(), quality)
+        else:
+            _keep_only_report(result)
+        publish(result, target)
+    if not run.passed:
+        raise QualityGateFailed(_refusal(run))
+    return run
+
+
+def evaluate(
+    bundle: Path | str,
+    output: Path | str | None = None,
+    *,
+    overrides: tuple[str, ...] = (),
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Measures a bundle anew against the FP32 baseline of its own model.
+
+    The report goes to `output`, by default <bundle>-evaluation. `overrides` are
+    ``key.path=value`` changes to the bundle's recipe. Raises QualityGateFailed when a budget is
+    broken.
+    """
+    folder = Path(bundle).resolve()
+    problems = verify(folder)
+    if problems:
+        raise BundleError(f"{bundle} is not intact: " + "; ".join(problems[:5]))
+    manifest = read_manifest(folder)
+    recipe = parse_recipe(folder / MANIFEST, manifest.recipe, overrides)
+    target = Path(output) if output else folder.with_name(f"{folder.name}-evaluation")
+    with production_line(recipe, target, fresh=fresh, progress=progress) as line:
+        result = line.store.scratch / "result"
+        result.mkdir()
+        files = {name: record.sha256 for name, record in manifest.files.items()}
+        sizes = {c: _measured_size(c, recipe, line.converted(), folder) for c in COMPONENTS}
+        run = _judge(Trial(line, folder, key_of(files=files)), sizes, result, target)
+        publish(result, target)
+    if not run.passed:
+        raise QualityGateFailed(_refusal(run))
+    return run
+
+
+def convert(
+    model: str,
+    output: Path | str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    **shapes: int | None,
+) -> Path:
+    """Writes a model's FP32 IR to the folder `output`, which must be new or empty.
+
+    `shapes` are the recipe's convert options: batch, height and width, dynamic when None.
+    """
+    try:
+        options = Convert(**shapes)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"shapes cannot be fixed so: {faults}") from None
+    target = Path(output)
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise InputError(f"{target} is not empty; choose a new folder")
+    source = locate(model, revision, variant)
+    shown = progress or SilentProgress()
+    if source.notice:
+        shown.notice(source.notice)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with shown.stage("convert", f"{source.id} to FP32 IR") as advance:
+        convert_model(source, options, partial, advance)
+    gc.collect()
+    publish(partial, target)
+    return target
+
+
+def output_folder(recipe: Recipe, output: Path | str | None) -> Path:
+    """Returns where a run writes: `output`, or build/<recipe name>."""
+    return Path(output) if output else Path("build") / recipe.name
+
+
+@contextmanager
+def production_line(
+    recipe: Recipe, target: Path, *, fresh: bool = False, progress: Progress | None = None
+) -> Iterator[Line]:
+    """Holds the output folder for one run and yields its line, checked and ready.
+
+    Raises OutputBusyError when another run holds it, InputError when it contains something else.
+    """
+    _require_replaceable(target)
+    store_folder = target.absolute().parent / STORE
+    lock_file = store_folder / "locks" / f"{target.name}.lock"
+    line_progress = progress or SilentProgress()
+    draft = Line(recipe, Store(store_folder, store_folder), line_progress)
+    draft.check()
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock_file, timeout=0):
+            store = Store.open(store_folder, target.name, fresh=fresh)
+            try:
+                yield Line(recipe, store, line_progress)
+            finally:
+                gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
+                store.close()
+    except Timeout:
+        raise OutputBusyError(
+            f"another run is writing to {target}: wait for it to end, or choose another --output"
+        ) from None
+
+
+def _require_replaceable(target: Path) -> None:
+    ours = (MANIFEST, f"{REPORT}/report.json")
+    if target.is_dir() and any(target.iterdir()):
+        if not any((target / name).exists() for name in ours):
+            raise InputError(
+                f"{target} holds something that sdcompress did not write; choose another --output"
+            )
+    elif target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; --output must be a folder")
+
+
+def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, target: Path) -> Run:
+    """Evaluates, applies the gate and writes the report into `result`."""
+    line = trial.line
+    report = result / REPORT
+    report.mkdir()
+    evaluation = trial.evaluated(report)
+    budgets = judge(line.recipe.budgets, evaluation, sizes)
+    write_report(
+        report,
+        recipe=line.recipe.as_dict(),
+        model=line.model_record(),
+        device=line.recipe.device,
+        components=sizes,
+        evaluation=evaluation,
+        budgets=budgets,
+    )
+    passed = all(budget.passed for budget in budgets)
+    return Run(target, target / REPORT, target if passed else None, evaluation, sizes, budgets)
+
+
+def _sizes(baseline: Path, compressed: Mapping[str, CompressedIR]) -> dict[str, ComponentSize]:
+    return {
+        component: ComponentSize(
+            ir.method, ir_bytes(baseline / component), ir.bytes, ir.layers_by_precision
+        )
+        for component, ir in compressed.items()
+    }
+
+
+def _measured_size(component: str, recipe: Recipe, baseline: Path, bundle: Path) -> ComponentSize:
+    folder = bundle / component
+    layers = count_by_precision(layers_of(folder / "openvino_model.xml"))
+    method = recipe.compress.method_of(component).method
+    return ComponentSize(method, ir_bytes(baseline / component), ir_bytes(folder), layers)
+
+
+def _quality_summary(evaluation: Evaluation) -> dict[str, object]:
+    quality = evaluation.quality
+    return {
+        "clip_score": asdict(quality.clip_score),
+        "psnr_db": asdict(quality.psnr_db),
+        "ssim": asdict(quality.ssim),
+    }
+
+
+def _keep_only_report(result: Path) -> None:
+    for path in result.iterdir():
+        if path.name == REPORT:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refusal(run: Run) -> str:
+    broken = [budget for budget in run.budgets if not budget.passed]
+    rows = []
+    for budget in broken:
+        side = "at most" if budget.kind == "max" else "at least"
+        gap = abs(budget.value - budget.limit)
+        rows.append(
+            f"  {budget.name:<20} {budget.value:>10.4g}   {side} {budget.limit:<8g} "
+            f"off by {gap:.4g}"
+        )
+    return (
+        f"{len(broken)} of {len(run.budgets)} budgets are broken, so there is no bundle:\n"
+        + "\n".join(rows)
+        + f"\nThe report is in {run.report}"
+    )
