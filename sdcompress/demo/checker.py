@@ -52,13 +52,14 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        return all(
-            (self.count, self.colour, self.shape, self.size, self.relation, self.background)
-        )
+        return all((self.count, self.colour, self.shape, self.size, self.relation, self.background))
 
 
 def check(image: Image.Image | Array, caption: str | Scene) -> CheckResult:
-    """Compares a picture (RGB, 128 x 128) with its caption. Raises ValueError for another grammar."""
+    """Compares a picture (RGB, 128 x 128) with its caption.
+
+    Raises ValueError for a caption that is not of the demo's grammar.
+    """
     wanted = parse(caption) if isinstance(caption, str) else caption
     background, found = look(np.asarray(image))
     ordered = _match(wanted.objects, found)
@@ -80,9 +81,11 @@ def look(pixels: Array) -> tuple[str, tuple[Found, ...]]:
     values = pixels.astype(np.float32)
     distances = np.linalg.norm(values[:, :, None, :] - _PALETTE, axis=-1)  # [h, w, colours]
     labels = distances.argmin(axis=-1)
-    border = np.concatenate([labels[:2].ravel(), labels[-2:].ravel(), labels[:, :2].ravel(), labels[:, -2:].ravel()])
+    edges = (labels[:2], labels[-2:], labels[:, :2], labels[:, -2:])
+    border = np.concatenate([edge.ravel() for edge in edges])
     background = int(np.bincount(border, minlength=len(_NAMES)).argmax())
     found = []
+    to_background = distances[..., background]
     for index, name in enumerate(_NAMES):
         if index == background or name not in COLOURS:
             continue
@@ -91,7 +94,7 @@ def look(pixels: Array) -> tuple[str, tuple[Found, ...]]:
         for piece in range(1, count + 1):
             mask = pieces == piece
             if mask.sum() >= _MIN_PIXELS:
-                found.append(_identify(name, mask, distances[..., index], distances[..., background]))
+                found.append(_identify(name, mask, distances[..., index], to_background))
     return _NAMES[background], tuple(found)
 
 

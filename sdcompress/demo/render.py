@@ -15,6 +15,7 @@ _MARGIN = 3.0
 _GAP = 4.0
 
 Point = tuple[float, float]
+Ink = int | tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Placed:
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
     """Draws a scene as RGB, 128 x 128; what the scene leaves open is drawn from `rng`."""
-    canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), BACKGROUNDS[scene.background or "white"])
+    background = BACKGROUNDS[scene.background or "white"]
+    canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), background)
     draw = ImageDraw.Draw(canvas)
     for thing, placed in zip(scene.objects, _place(scene, rng), strict=True):
         colour = COLOURS[thing.colour]
-        background = BACKGROUNDS[scene.background or "white"]
         _draw_shape(draw, thing.shape, placed, colour, background)
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
@@ -51,10 +52,12 @@ def _place(scene: Scene, rng: random.Random) -> list[Placed]:
     ]
     if scene.relation is None:
         reach = radii[0] + _MARGIN
-        return [Placed(rng.uniform(reach, SIZE - reach), rng.uniform(reach, SIZE - reach), radii[0])]
-    first, second = _along(radii, rng) if scene.relation in ("above", "left of") else reversed(
-        _along(radii[::-1], rng)
-    )
+        x, y = rng.uniform(reach, SIZE - reach), rng.uniform(reach, SIZE - reach)
+        return [Placed(x, y, radii[0])]
+    if scene.relation in ("above", "left of"):
+        first, second = _along(radii, rng)
+    else:
+        second, first = _along(radii[::-1], rng)
     crosswise = _across(radii, abs(first - second), rng)
     if scene.relation in ("above", "below"):
         return [Placed(crosswise[0], first, radii[0]), Placed(crosswise[1], second, radii[1])]
@@ -83,7 +86,7 @@ def _across(radii: list[float], distance: float, rng: random.Random) -> list[flo
 
 
 def _draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, placed: Placed, colour: object, background: object
+    draw: ImageDraw.ImageDraw, shape: str, placed: Placed, colour: Ink, background: Ink
 ) -> None:
     x, y, r = placed.x * _SCALE, placed.y * _SCALE, placed.radius * _SCALE
 
@@ -118,15 +121,21 @@ def _heart() -> list[Point]:
     return points
 
 
-_ARM = 0.36
+def _cross() -> list[Point]:
+    arm = 0.36
+    quarter = [(-arm, -1.0), (arm, -1.0), (arm, -arm)]  # the upper arm, clockwise
+    points = []
+    for _ in range(4):
+        points += quarter
+        quarter = [(-y, x) for x, y in quarter]
+    return points
+
+
 _OUTLINES: dict[str, list[Point]] = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     "triangle": [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)],
     "star": _star(),
     "heart": _heart(),
-    "cross": [
-        (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
-        (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
-    ],  # fmt: skip
+    "cross": _cross(),
     "diamond": [(0.0, -1.0), (0.8, 0.0), (0.0, 1.0), (-0.8, 0.0)],
 }

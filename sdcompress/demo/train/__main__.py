@@ -21,7 +21,7 @@ PARTS = ("vae", "unet", "clip", "tiny")
               help="Folder for checkpoints and cached latents.")  # fmt: skip
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS,
               help="Train and export only these; what they build on must be there.")  # fmt: skip
-@click.option("--vae-steps", default=2400, show_default=True)
+@click.option("--vae-steps", default=4000, show_default=True)
 @click.option("--unet-steps", default=5000, show_default=True)
 @click.option("--clip-steps", default=1800, show_default=True)
 @click.option("--tiny-steps", default=800, show_default=True)
@@ -48,9 +48,7 @@ def main(work: Path, parts: tuple[str, ...], output: Path | None, **steps: int) 
         export.export_tiny(decoder, output / "tiny_decoder" if output else TINY_DECODER_DIR)
     if "unet" in parts:
         network, text = unet.train(unet.job(work, steps["unet_steps"]), latents, words)
-        export.export_pipeline(
-            autoencoder, network, text, words, latents.scaling_factor, model_dir
-        )
+        export.export_pipeline(autoencoder, network, text, words, latents.scaling_factor, model_dir)
 
 
 if __name__ == "__main__":

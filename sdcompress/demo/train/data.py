@@ -23,13 +23,13 @@ class Example:
 
 def example(seed: int, *, held_out: bool = False) -> Example:
     """Makes the example with this seed; the same seed gives the same example everywhere."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     scene = sample_split(rng, held_out=held_out)
     return Example(scene, caption(scene, rng), np.asarray(render(scene, rng)))
 
 
 def batch(first: int, count: int, *, held_out: bool = False) -> tuple[list[Example], Array]:
-    """Makes examples `first` .. `first + count` and their pixels float32 [n, 3, 128, 128], -1..1."""
+    """Makes `count` examples from `first` on, and their pixels float32 [n, 3, 128, 128], -1..1."""
     examples = [example(first + index, held_out=held_out) for index in range(count)]
     pixels = np.stack([one.pixels for one in examples]).transpose(0, 3, 1, 2)
     return examples, pixels.astype(np.float32) / 127.5 - 1.0

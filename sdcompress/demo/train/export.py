@@ -11,7 +11,13 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 from sdcompress.demo.train.unet import NOISE
 
@@ -26,9 +32,7 @@ def export_pipeline(
 ) -> None:
     """Writes a StableDiffusionPipeline folder with SD 2.1-base's conventions."""
     vae.register_to_config(scaling_factor=scaling_factor)
-    scheduler = PNDMScheduler(
-        **NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-    )
+    scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=unet,

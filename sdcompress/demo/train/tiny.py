@@ -50,7 +50,7 @@ def train(plan: Job, latents: Latents, vae: AutoencoderKL) -> AutoencoderTiny:
         with torch.autocast(place.type, torch.bfloat16):
             drawn = tiny.decode(crop * latents.scaling_factor).sample.float()
         loss = reconstruction_loss(drawn, wanted)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(tiny.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -20,7 +20,7 @@ _WORDS = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 def build(folder: Path, captions: int = 4000) -> CLIPTokenizer:
     """Trains on `captions` captions of the training split and writes all tokenizer files."""
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311 - reproducible, not secret
     texts = [caption(sample_split(rng, held_out=False), rng) for _ in range(captions)]
     merges = _train(texts)
     letters = _byte_letters()

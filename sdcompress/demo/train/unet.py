@@ -5,7 +5,7 @@ Loss weights follow Min-SNR-5 (arXiv:2303.09556); the weights kept are an expone
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,8 @@ def train(
     unet = build().to(place, memory_format=torch.channels_last)
     text = CLIPTextModel(text_config(tokenizer)).to(place)
     both = torch.nn.ModuleDict({"unet": unet, "text": text})
-    average = AveragedModel(both, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    rule = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    average = AveragedModel(both, multi_avg_fn=rule)
     optimizer = torch.optim.AdamW(both.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     noise_schedule = DDPMScheduler(**NOISE)
     empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS).input_ids
@@ -130,7 +131,8 @@ def train(
         return float(loss.detach())
 
     run(plan, {"model": both, "average": average}, optimizer, step)
-    return average.module["unet"], average.module["text"]
+    averaged = cast("torch.nn.ModuleDict", average.module)
+    return averaged["unet"], averaged["text"]
 
 
 def _draw(
@@ -150,4 +152,5 @@ def _draw(
 def _weights(noise_schedule: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
     kept = noise_schedule.alphas_cumprod.to(times.device)[times]
     snr = kept / (1 - kept)
-    return snr.clamp(max=_MAX_SNR) / snr
+    weights: torch.Tensor = snr.clamp(max=_MAX_SNR) / snr
+    return weights
