@@ -230,9 +230,12 @@ def recipes(name: str | None) -> None:
 
 
 def _summarize(run: "Run") -> None:
-    from sdcompress.report.summary import render_summary
+    from rich.console import Console
 
-    render_summary(run)
+    from sdcompress.report.summary import print_summary
+
+    print_summary(Console(), run.evaluation, run.budgets)
+    click.echo(f"bundle: {run.bundle}" if run.bundle else f"report: {run.report}")
 
 
 if __name__ == "__main__":

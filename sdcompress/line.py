@@ -73,6 +73,7 @@ class Line:
             tools={name: version(name) for name in _CONVERT_TOOLS},
         )
 
+    @cached_property
     def converted(self) -> Path:
         """The FP32 IR folder: the baseline."""
 
@@ -106,7 +107,7 @@ class Line:
 
     def calibrated(self) -> Path:
         """The recorded inputs."""
-        baseline = self.converted()
+        baseline = self.converted
 
         def build(folder: Path, advance: Advance) -> None:
             pipeline = Pipeline.load(baseline, device=self.recipe.device, execution_precision="f32")
@@ -132,7 +133,7 @@ class Line:
 
     def compressed(self) -> dict[str, CompressedIR]:
         """The compressed IR of each component."""
-        baseline = self.converted()
+        baseline = self.converted
         needs_inputs = self.recipe.compress.needs_calibration
         recorded = self.calibrated() if needs_inputs else None
         return {c: self._compressed(c, baseline, recorded) for c in COMPONENTS}

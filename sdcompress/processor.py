@@ -17,3 +17,9 @@ def processor_flags() -> frozenset[str]:
 def has_vnni() -> bool:
     """True where 8-bit products do not overflow, so NNCF's overflow fix is not needed."""
     return bool(_VNNI_FLAGS & processor_flags())
+
+
+@cache
+def processor_brand() -> str:
+    """Returns the processor's name."""
+    return str(cpuinfo.get_cpu_info().get("brand_raw", "unknown"))

@@ -53,10 +53,11 @@ class TerminalProgress:
         )
 
         columns = (
-            TextColumn("[bold]{task.fields[stage]:<10}[/] {task.description:<44}"),
-            BarColumn(bar_width=24),
+            TextColumn("[bold]{task.fields[stage]:<9}[/] {task.description:<38}"),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as bars:
@@ -68,7 +69,7 @@ class TerminalProgress:
             yield advance
 
     def reused(self, name: str, detail: str) -> None:
-        self._console.print(f"[bold]{name:<10}[/] {detail:<44} [green]reused[/]", highlight=False)
+        self._console.print(f"[bold]{name:<9}[/] {detail:<38} [green]reused[/]", highlight=False)
 
     def notice(self, message: str) -> None:
         self._console.print(f"[yellow]note[/]       {message}", highlight=False)

@@ -46,7 +46,7 @@ class Trial:
         )
         default = CLIP_DIR if self.line.recipe.model == DEMO else _HUB_SCORER
         return Contest(
-            baseline=self.line.converted(),
+            baseline=self.line.converted,
             candidate=self.candidate,
             device=self.line.recipe.device,
             settings=self.line.settings,

@@ -69,9 +69,9 @@ def quantize(
     with production_line(recipe, target, fresh=fresh, progress=progress) as line:
         result = line.store.scratch / "result"
         compressed = line.compressed()
-        assemble(line.converted(), {c: ir.folder for c, ir in compressed.items()}, result)
+        assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
         candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
-        sizes = _sizes(line.converted(), compressed)
+        sizes = _sizes(line.converted, compressed)
         run = _judge(Trial(line, result, candidate_key), sizes, result, target)
         if run.passed:
             quality = _quality_summary(run.evaluation)
@@ -109,7 +109,7 @@ def evaluate(
         result = line.store.scratch / "result"
         result.mkdir()
         files = {name: record.sha256 for name, record in manifest.files.items()}
-        sizes = {c: _measured_size(c, recipe, line.converted(), folder) for c in COMPONENTS}
+        sizes = {c: _measured_size(c, recipe, line.converted, folder) for c in COMPONENTS}
         run = _judge(Trial(line, folder, key_of(files=files)), sizes, result, target)
         publish(result, target)
     if not run.passed:

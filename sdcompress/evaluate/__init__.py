@@ -76,12 +76,12 @@ def measure_performance(contest: Contest, images: int, on_side: Advance) -> Perf
 
 
 def score_pairs(
-    contest: Contest, baseline: Pictures, candidate: Pictures, on_batch: Advance
+    contest: Contest, baseline: Pictures, candidate: Pictures, on_picture: Advance
 ) -> Scores:
     """Scores every pair of pictures."""
     texts = [prompt.text for prompt in contest.prompts]
     files = [*baseline.files, *candidate.files]
-    scores = clip_scores(files, texts * 2, contest.scorer, on_batch=on_batch)
+    scores = clip_scores(files, texts * 2, contest.scorer, on_picture=on_picture)
     before, after = np.split(scores, 2)
     samples = tuple(
         Sample(

@@ -1,0 +1,98 @@
+"""CLIP score of pictures against their prompts, through torchmetrics.
+
+100 x the cosine between CLIP's picture and text embeddings, at least 0 (Hessel et al.,
+arXiv:2104.08718, without its factor 2.5). Scores of different CLIP models cannot be compared.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sdcompress.errors import EvaluationError
+from sdcompress.progress import Advance
+from sdcompress.quiet import quiet_libraries
+
+Array = np.ndarray[Any, Any]
+
+
+def clip_scores(
+    images: Sequence[Path],
+    prompts: Sequence[str],
+    scorer: Path | str,
+    on_picture: Advance | None = None,
+) -> Array:
+    """Returns one score for each picture and its prompt, float64 [n].
+
+    `scorer` is a folder with a CLIPModel and its processor, or a hub id. Prompts longer than the
+    model takes are cut at its limit. Raises EvaluationError when the scorer cannot be loaded.
+    """
+    import torch
+    from torchmetrics.multimodal import CLIPScore
+
+    with quiet_libraries():
+        metric = CLIPScore(model_name_or_path=lambda: _load(scorer))
+    metric.eval()
+    scores = np.empty(len(images))
+    for index, (file, prompt) in enumerate(zip(images, prompts, strict=True)):
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        with torch.inference_mode():
+            metric.update(pixels, prompt)
+            scores[index] = float(metric.compute())
+        metric.reset()
+        if on_picture:
+            on_picture(index + 1, len(images))
+    return scores
+
+
+def _load(scorer: Path | str) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model = CLIPModel.from_pretrained(scorer, use_safetensors=True).float().eval()
+        processor = CLIPProcessor.from_pretrained(scorer, backend="pil")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EvaluationError(
+            f"the CLIP model '{scorer}' cannot be loaded: {reason}. Pass a local folder with a "
+            "CLIPModel and its processor: --set evaluate.scorer=FOLDER"
+        ) from error
+    limit = model.config.text_config.max_position_embeddings
+    return _Features(model), _Truncating(processor, limit)
+
+
+class _Features:
+    """A CLIPModel whose features are tensors, as torchmetrics expects them.
+
+    Since transformers 5 the model returns an output record instead.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.config = model.config
+
+    def to(self, device: Any) -> "_Features":
+        self._model.to(device)
+        return self
+
+    def get_image_features(self, pixels: Any) -> Any:
+        return self._model.get_image_features(pixels).pooler_output
+
+    def get_text_features(self, ids: Any, mask: Any) -> Any:
+        return self._model.get_text_features(ids, attention_mask=mask).pooler_output
+
+
+class _Truncating:
+    """A CLIP processor that cuts long prompts but keeps their end token, which CLIP reads."""
+
+    def __init__(self, processor: Any, limit: int) -> None:
+        self._processor = processor
+        self._limit = limit
+
+    def __call__(self, *, text: Any = None, images: Any = None, **options: Any) -> Any:
+        if text is not None:
+            options |= {"truncation": True, "max_length": self._limit}
+        return self._processor(text=text, images=images, **options)

@@ -1,0 +1,31 @@
+"""Writes down what an evaluation found: `report.json`, `report.md` and a picture grid."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
+from sdcompress.report.document import build_document
+from sdcompress.report.environment import describe_environment
+from sdcompress.report.grid import draw_grid
+from sdcompress.report.markdown import write_markdown
+
+
+def write_report(
+    folder: Path,
+    *,
+    recipe: dict[str, Any],
+    model: Mapping[str, Any],
+    device: str,
+    components: Mapping[str, ComponentSize],
+    evaluation: Evaluation,
+    budgets: Sequence[BudgetResult],
+) -> None:
+    """Writes report.json, report.md and grid.png into `folder`, which holds the sample pictures."""
+    environment = describe_environment(device, evaluation.execution_precisions)
+    document = build_document(folder, recipe, model, environment, components, evaluation, budgets)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(write_markdown(document), encoding="utf-8")
+    draw_grid(evaluation.samples).save(folder / "grid.png", optimize=True)

@@ -1,0 +1,113 @@
+"""Training, killed for real, resumes to the same weights; every part trains and exports."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from sdcompress.demo.train import clip, tiny, tokenizer, unet, vae  # noqa: E402
+from sdcompress.demo.train.checkpoint import Job, schedule  # noqa: E402
+from sdcompress.quiet import quiet_libraries  # noqa: E402
+
+STEPS = 30
+CHILD = """
+import sys
+from pathlib import Path
+from sdcompress.demo.train import checkpoint, vae
+checkpoint._SECONDS_BETWEEN_SAVES = 0.0
+vae.train(checkpoint.Job("vae", int(sys.argv[2]), 2, 1e-3, Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with quiet_libraries():
+        yield
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with quiet_libraries():
+        return tokenizer.build(tmp_path_factory.mktemp("tokenizer"), captions=1000)
+
+
+def done(folder: Path) -> int:
+    file = folder / "vae.pt"
+    return int(torch.load(file, weights_only=True)["done"]) if file.exists() else 0
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", CHILD, str(killed), str(STEPS)])
+    deadline = time.monotonic() + 60
+    while done(killed) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    stopped_after = done(killed)
+    assert 3 <= stopped_after < STEPS
+    resumed = vae.train(Job("vae", STEPS, 2, 1e-3, killed)).state_dict()
+    uninterrupted = vae.train(Job("vae", STEPS, 2, 1e-3, whole)).state_dict()
+    for name, weight in uninterrupted.items():
+        assert torch.equal(resumed[name], weight), name
+
+
+def test_a_finished_part_is_not_trained_again(tmp_path: Path) -> None:
+    job = Job("vae", 1, 2, 1e-3, tmp_path)
+    vae.train(job)
+    written = job.checkpoint.stat().st_mtime_ns
+    vae.train(job)
+    assert job.checkpoint.stat().st_mtime_ns == written
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_learning_rate_warms_up_and_decays_to_almost_nothing() -> None:
+    rates = [schedule(index, 1000) for index in range(1000)]
+    assert rates[0] < 0.05
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates[-1] < 0.01
+
+
+def test_unet_and_text_encoder_train_on_cached_latents(tmp_path: Path, words: Any) -> None:
+    autoencoder = vae.build()
+    latents = unet.encode_training_set(autoencoder, words, tmp_path, count=50)
+    assert latents.means.shape == (50, 4, 16, 16)
+    assert latents.token_ids.shape == (50, 77)
+    again = unet.encode_training_set(autoencoder, words, tmp_path, count=50)
+    assert np.array_equal(latents.means, again.means)
+    network, text = unet.train(Job("unet", 2, 2, 1e-4, tmp_path), latents, words)
+    assert all(torch.isfinite(weight).all() for weight in network.parameters())
+    assert text.config.hidden_size == network.config.cross_attention_dim
+    decoder = tiny.train(Job("tiny", 2, 2, 1e-4, tmp_path), latents, autoencoder)
+    with torch.no_grad():
+        assert decoder.decode(torch.zeros(1, 4, 16, 16)).sample.shape == (1, 3, 128, 128)
+
+
+def test_clip_trains_and_can_be_asked(tmp_path: Path, words: Any) -> None:
+    model = clip.train(Job("clip", 2, 4, 1e-4, tmp_path), words)
+    assert 0.0 <= clip.accuracy(model, words, 4) <= 1.0
+
+
+def test_captions_become_few_tokens_between_start_and_end(words: Any) -> None:
+    ids = words("a small red circle to the left of a large blue square").input_ids
+    assert ids[0] == words.bos_token_id
+    assert ids[-1] == words.eos_token_id
+    assert len(ids) == 2 + 12
+    full = words("a star", padding="max_length", max_length=77).input_ids
+    assert len(full) == 77
+    assert full[-1] == words.pad_token_id == 0
+    assert words.decode(ids, skip_special_tokens=True).strip().startswith("a small red circle")
+
+
+def test_letters_outside_the_captions_are_kept_as_bytes(words: Any) -> None:
+    ids = words("ünïcödé").input_ids
+    assert words.decode(ids, skip_special_tokens=True).strip() == "ünïcödé"
