@@ -57,6 +57,21 @@ def train(plan: Job) -> AutoencoderKL:
         return float(loss.detach())
 
     run(plan, {"model": vae}, optimizer, step)
+    return centred_on_white(vae)
+
+
+@torch.no_grad()
+def centred_on_white(vae: AutoencoderKL) -> AutoencoderKL:
+    """Shifts the latent space so that white is zero; pictures stay what they were.
+
+    SD's noise schedule leaves a trace of the mean at its last step, so sampling from pure noise
+    pulls towards pictures whose latents average to zero. Here that is the usual background. The
+    shift goes into the biases of the two 1 x 1 convolutions around the latents.
+    """
+    white = torch.ones(1, 3, 128, 128, device=vae.device)
+    shift = vae.encode(white).latent_dist.mean[0, :, 4:-4, 4:-4].mean(dim=(1, 2))
+    vae.quant_conv.bias[:4] -= shift
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift
     return vae
 
 

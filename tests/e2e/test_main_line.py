@@ -1,0 +1,187 @@
+"""The whole line on the demo: builds, draws what was asked, refuses damage, reuses, resumes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, quick_recipe
+
+from sdcompress.demo.checker import check
+from sdcompress.errors import OutputBusyError, QualityGateFailed
+from sdcompress.progress import SilentProgress
+from sdcompress.recipe import load_recipe
+from sdcompress.runtime import Pipeline, Settings, verify
+from sdcompress.shipped import shipped_folder
+from sdcompress.workflow import evaluate, production_line, quantize
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
+
+ON_THE_DEMO = sorted(
+    file.stem
+    for file in shipped_folder("recipes").rglob("*.yaml")
+    if load_recipe(file).model == "demo"
+)
+
+
+class Listener(SilentProgress):
+    """Remembers which stages were reused."""
+
+    def __init__(self) -> None:
+        self.reuses: list[str] = []
+
+    def reused(self, name: str, detail: str) -> None:
+        self.reuses.append(name)
+
+
+def test_there_are_recipes_for_the_demo() -> None:
+    assert len(ON_THE_DEMO) >= 3
+
+
+@pytest.mark.parametrize("name", ON_THE_DEMO)
+def test_every_recipe_for_the_demo_runs(name: str, build_folder: Path, bundle: Path) -> None:
+    del bundle  # it converted the model already
+    recipe = quick_recipe(name, "budgets.clip_score_drop=10.0", "budgets.ssim_min=0.3")
+    run = quantize(recipe, build_folder / f"{name}_quick")
+    assert run.bundle is not None
+    assert verify(run.bundle) == []
+
+
+def test_the_bundle_draws_what_was_asked(bundle: Path) -> None:
+    pipeline = Pipeline.load(bundle)
+    settings = Settings(steps=20, guidance_scale=5.0, scheduler="dpmsolver++")
+    lines = (shipped_folder("calibration") / "demo_evaluation.jsonl").read_text().splitlines()
+    prompts = [json.loads(line) for line in lines]
+    single = [row["prompt"] for row in prompts if row["category"] == "one object"][:20]
+    right = sum(
+        check(pipeline.generate(prompt, seed=seed, settings=settings), prompt).ok
+        for seed, prompt in enumerate(single)
+    )
+    assert right >= 15
+
+
+def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    listener = Listener()
+    recipe = quick_recipe("unet_int8", "budgets.clip_score_drop=5.0", "budgets.ssim_min=0.5")
+    quantize(recipe, build_folder / "unet_int8", progress=listener)
+    assert set(listener.reuses) == {
+        "convert", "calibrate", "compress", "draw", "score", "sqnr", "measure",
+    }  # fmt: skip
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Path) -> None:
+    del bundle
+    recipe = quick_recipe(
+        "unet_int8",
+        "compress.unet={method: int4_weights, all_layers: true, group_size: -1}",
+        "compress.vae_decoder={method: int4_weights, all_layers: true, group_size: -1}",
+        "budgets={ssim_min: 0.97}",
+    )
+    output = build_folder / "damaged"
+    with pytest.raises(QualityGateFailed, match="ssim_min .* at least 0.97"):
+        quantize(recipe, output)
+    assert QualityGateFailed.exit_code == 3
+    assert [path.name for path in output.iterdir()] == ["report"]
+    report = json.loads((output / "report/report.json").read_text())
+    assert report["status"] == "failed"
+
+
+def test_a_failed_run_replaces_an_earlier_bundle(
+    build_folder: Path, bundle: Path, tmp_path: Path
+) -> None:
+    output = build_folder / "replaced"
+    shutil.copytree(bundle, output)
+    recipe = quick_recipe("unet_int8", "budgets={ssim_min: 1.0}")
+    with pytest.raises(QualityGateFailed):
+        quantize(recipe, output)
+    assert not (output / "manifest.json").exists()
+    assert not (output / "unet").exists()
+
+
+def test_evaluating_a_bundle_gives_its_own_figures_again(
+    build_folder: Path, bundle: Path
+) -> None:
+    overrides = ("evaluate.prompts=4",)
+    run = evaluate(bundle, build_folder / "again", overrides=overrides)
+    first = json.loads((bundle / "report/report.json").read_text())
+    again = json.loads((run.report / "report.json").read_text())
+    assert len(again["samples"]) == 4
+    by_prompt = {(s["prompt"], s["seed"]): s for s in first["samples"]}
+    shared = [s for s in again["samples"] if (s["prompt"], s["seed"]) in by_prompt]
+    assert shared
+    for sample in shared:
+        expected = by_prompt[sample["prompt"], sample["seed"]]
+        assert sample["ssim"] == pytest.approx(expected["ssim"], abs=1e-6)
+    assert again["components"] == first["components"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(build_folder: Path, bundle: Path) -> None:
+    recipe = quick_recipe("unet_int8")
+    with production_line(recipe, bundle):
+        started = time.monotonic()
+        with pytest.raises(OutputBusyError, match="another run is writing"):
+            quantize(recipe, build_folder / "unet_int8")
+        assert time.monotonic() - started < 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_run_killed_in_every_stage_ends_with_the_same_result(
+    build_folder: Path, bundle: Path
+) -> None:
+    output = build_folder.parent / "killed" / "unet_int8"
+    store = output.parent / ".sdcompress"
+    command = [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"]
+    settings = (*QUICK, "budgets.clip_score_drop=5.0", "budgets.ssim_min=0.5")
+    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--output", str(output)]
+    for stage in ("convert", "calibrate", "compress", "draw", "sqnr", "measure"):
+        _kill_in(stage, command, store)
+        assert not output.exists()
+        assert not list(store.glob(f"{stage}-*")) or stage in ("compress", "draw")
+    subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    assert verify(output) == []
+    for file in ("unet/openvino_model.bin", "text_encoder/openvino_model.bin"):
+        assert (output / file).read_bytes() == (bundle / file).read_bytes()
+    mine, other = (
+        json.loads((folder / "report/report.json").read_text()) for folder in (output, bundle)
+    )
+    assert mine["quality"] == other["quality"]
+    assert not any((store / "scratch").iterdir())
+
+
+def _kill_in(stage: str, command: list[str], store: Path) -> None:
+    """Starts the run and kills it, without warning, as soon as it works on `stage`."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    try:
+        while not list(store.glob(f"scratch/*/{stage}-*")):
+            assert process.poll() is None, f"the run ended before it reached {stage}"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_model_that_overflows_is_a_clear_error(build_folder: Path, tmp_path: Path) -> None:
+    import safetensors.numpy
+    from sdcompress.demo import MODEL_DIR
+    from sdcompress.errors import SdcompressError
+
+    broken = Path(shutil.copytree(MODEL_DIR, tmp_path / "broken"))
+    weights = broken / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["conv_in.weight"][:] = float("inf")
+    safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+    recipe = quick_recipe("unet_int8", f"model={broken}", "evaluate.scorer=unused")
+    with pytest.raises(SdcompressError, match=r"NaN or infinite|not finite"):
+        quantize(recipe, tmp_path / "out" / "x")
+    assert not (tmp_path / "out" / "x").exists()

@@ -1,0 +1,145 @@
+"""Calibration: what is recorded, where on the trajectory, and that it is what the UNet saw."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdcompress.calibrate import calibrate, read_inputs, stratified_steps
+from sdcompress.errors import CalibrationError
+from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.recipe import Calibrate
+from sdcompress.runtime import Pipeline, Settings
+
+SETTINGS = Settings(steps=6, guidance_scale=5.0, scheduler="dpmsolver++")
+PROMPTS = (Prompt("a green star"), Prompt("a large red circle", negative="a blue ring"))
+
+
+@given(data=st.data(), prompts=st.integers(1, 40), steps=st.integers(1, 60), seed=st.integers(0, 9))
+def test_steps_are_stratified_over_the_trajectory(
+    data: st.DataObject, prompts: int, steps: int, seed: int
+) -> None:
+    calls = data.draw(st.integers(1, prompts * steps))
+    plan = stratified_steps(calls, prompts, steps, seed)
+    recorded = [step for wanted in plan for step in wanted]
+    assert len(plan) == prompts
+    assert len(recorded) == calls  # so no prompt records a step twice
+    assert all(0 <= step < steps for step in recorded)
+    # Any two stretches of equal length hold nearly the same number of records.
+    thirds = Counter(step * 3 // steps for step in recorded)
+    if steps % 3 == 0 and calls >= 3 * prompts:
+        assert max(thirds.values()) - min(thirds.values()) <= 2 * prompts
+
+
+def test_more_calls_than_there_are_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"make only 20: raise calibrate\.prompts"):
+        stratified_steps(21, prompts=2, steps=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def recorded(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    pipeline = Pipeline.load(baseline, execution_precision="f32")
+    options = Calibrate(prompt_set="demo", prompts=2, samples=12, seed=3)
+    done: list[int] = []
+    result = calibrate(pipeline, PROMPTS, options, SETTINGS, folder, lambda d, _: done.append(d))
+    assert result.samples == 12
+    assert done == [1, 2]
+    return folder
+
+
+def test_both_branches_are_recorded_with_their_own_text(recorded: Path, baseline: Path) -> None:
+    from datasets import Dataset
+
+    rows = list(Dataset.load_from_disk(recorded / "unet").with_format("numpy"))
+    assert Counter(row["branch"] for row in rows) == {"unconditional": 6, "conditional": 6}
+    pipeline = Pipeline.load(baseline, execution_precision="f32")
+    for prompt in PROMPTS:
+        unconditional, conditional = pipeline.encode([prompt.negative or "", prompt.text])
+        texts = {"unconditional": unconditional, "conditional": conditional}
+        for row in rows:
+            if row["prompt"] == prompt.text:
+                expected = texts[str(row["branch"])]
+                np.testing.assert_allclose(row["encoder_hidden_states"], expected, atol=1e-5)
+
+
+def test_recorded_latents_lie_on_the_trajectory(recorded: Path, baseline: Path) -> None:
+    from datasets import Dataset
+
+    pipeline = Pipeline.load(baseline, execution_precision="f32")
+    seen: list[np.ndarray] = []
+
+    def unet(sample: np.ndarray, timestep: float, text: np.ndarray) -> np.ndarray:
+        seen.append(sample[0].copy())
+        return pipeline.unet(sample, timestep, text)
+
+    unconditional, conditional = pipeline.encode(["", PROMPTS[0].text])
+    size = pipeline.native_size
+    pipeline.denoise(
+        pipeline.initial_latents(3, size, size),
+        conditional[None],
+        unconditional[None],
+        SETTINGS,
+        unet=unet,
+    )
+    rows = Dataset.load_from_disk(recorded / "unet").with_format("numpy")
+    mine = [row for row in rows if row["prompt"] == PROMPTS[0].text]
+    assert len(mine) == 6
+    for row in mine:
+        np.testing.assert_allclose(row["sample"], seen[int(row["step"])], atol=1e-4)
+
+
+def test_inputs_come_as_the_models_take_them_and_can_be_read_twice(recorded: Path) -> None:
+    import openvino as ov
+
+    inputs = read_inputs(recorded, "unet")
+    assert len(inputs) == 12
+    first, again = (list(inputs) for _ in range(2))
+    np.testing.assert_array_equal(first[5]["sample"], again[5]["sample"])
+    assert first[0]["sample"].shape[0] == 1
+    for component in ("text_encoder", "vae_decoder"):
+        assert len(read_inputs(recorded, component)) > 0
+    assert ov.Type(first[0]["timestep"].dtype) == ov.Type.i64
+
+
+def test_prompts_are_drawn_alike_for_the_same_seed() -> None:
+    assert load_prompts("demo", 8, 1) == load_prompts("demo", 8, 1)
+    assert load_prompts("demo", 8, 1) != load_prompts("demo", 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"text": "a"}\n', "no `prompt` field"),
+        ('{"prompt": "a"}\n{"prompt": ""}\n', ":2: `prompt` is empty"),
+        ("not json\n", "cannot be read as JSON Lines"),
+        ('{"prompt": "a"}\n', "has 1 prompts, 2 were asked for"),
+    ],
+)
+def test_unusable_prompt_files_say_why(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(text)
+    with pytest.raises(CalibrationError, match=expected):
+        load_prompts(str(file), 2, 0)
+
+
+def test_an_unknown_prompt_set_names_the_nearest() -> None:
+    with pytest.raises(CalibrationError, match="did you mean 'demo'"):
+        load_prompts("demmo", 2, 0)
+
+
+def test_the_shipped_sets_are_disjoint_and_large_enough() -> None:
+    from sdcompress.prompts import prompt_file
+
+    texts = {}
+    for name in ("demo", "demo_evaluation", "sd", "sd_evaluation"):
+        lines = prompt_file(name).read_text(encoding="utf-8").splitlines()
+        texts[name] = [json.loads(line)["prompt"] for line in lines]
+        assert len(set(texts[name])) == len(texts[name])
+    assert len(texts["sd"]) >= 256
+    assert not set(texts["sd"]) & set(texts["sd_evaluation"])
+    assert not set(texts["demo"]) & set(texts["demo_evaluation"])

@@ -1,0 +1,184 @@
+"""The command line as users meet it: help, faults, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from sdcompress.cli import main
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def fault(*arguments: str | Path) -> str:
+    """Runs a command that must fail with exit code 2 and a message, not a traceback."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.output
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").output
+    verbs = (
+        "quantize convert calibrate evaluate compare generate inspect verify recipes".split()
+    )
+    assert all(f"\n  {verb}" in text for verb in verbs)
+    for verb in verbs:
+        assert run(verb, "--help").exit_code == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, sdcompress.cli; sdcompress.cli.main(['--help'], standalone_mode=False); "
+        "print(sorted({'torch','openvino','nncf','transformers','diffusers','pydantic','datasets'}"
+        " & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_recipes_are_listed_and_explained() -> None:
+    listed = run("recipes").output
+    assert "unet_int8" in listed
+    assert "sd21_int8" in listed
+    explained = run("recipes", "unet_int8").output
+    assert "SmoothQuant" not in explained or "int8" in explained
+    assert "Full 8-bit post-training quantization" in explained
+    assert "clip_score_drop" in explained
+    assert "did you mean 'unet_int8'" in fault("recipes", "unet_int88")
+
+
+def test_a_broken_recipe_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "build" / "x"
+    message = fault("quantize", "unet_int8", "--set", "evaluate.promts=3", "--output", output)
+    assert "did you mean 'prompts'" in message
+    assert not output.parent.exists()
+
+
+def test_a_missing_recipe_and_a_missing_model(tmp_path: Path) -> None:
+    assert "no such recipe" in fault("quantize", tmp_path / "nothing.yaml")
+    output = tmp_path / "build" / "x"
+    message = fault("quantize", "unet_int8", "--model", "no such", "--output", output)
+    assert "neither 'demo', an existing folder, nor a hub id" in message
+    assert not output.parent.exists()
+
+
+def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    message = fault("quantize", "unet_int8", "--output", tmp_path)
+    assert "did not write" in message
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_overlapping_prompt_sets_are_refused(tmp_path: Path) -> None:
+    from sdcompress.prompts import prompt_file
+
+    copy = tmp_path / "copy.jsonl"
+    shutil.copyfile(prompt_file("demo_evaluation"), copy)
+    message = fault(
+        "quantize", "unet_int8", "--set", f"calibrate.prompt_set={copy}",
+        "--set", "calibrate.prompts=256", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "in the calibration and in the evaluation set" in message
+
+
+def test_generate_writes_a_24_bit_picture_with_its_settings(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "star.png"
+    done = run("generate", bundle, "a photo of a green star", "--seed", 7, "--steps", 4, "-o", file)
+    assert done.exit_code == 0, done.output
+    with Image.open(file) as picture:
+        assert (picture.mode, picture.size) == ("RGB", (128, 128))
+        assert picture.text["prompt"] == "a photo of a green star"
+        assert (picture.text["seed"], picture.text["steps"]) == ("7", "4")
+        assert picture.text["guidance_scale"] == "5.0"  # the bundle's own
+
+
+def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        "generate", bundle, "a red ring", "--count", 2, "--size", "64x96", "--steps", 2,
+        "--scheduler", "ddim", "-o", tmp_path / "ring.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    files = sorted(tmp_path.glob("ring_*.png"))
+    assert [file.name for file in files] == ["ring_000.png", "ring_001.png"]
+    pictures = [Image.open(file) for file in files]
+    assert {picture.size for picture in pictures} == {(64, 96)}
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--size", "big"), "expected WIDTHxHEIGHT"),
+        (("--size", "100x100"), "multiple of 8"),
+        (("--scheduler", "magic"), "Choose one of"),
+        (("--device", "TPU"), "CPU"),
+        (("-o", "no/such/folder/x.png"), "does not exist"),
+        (("-o", "x.jpg"), "PNG"),
+    ],
+)
+def test_generate_faults(bundle: Path, arguments: tuple[str, str], expected: str) -> None:
+    assert expected in fault("generate", bundle, "a red ring", *arguments)
+
+
+def test_inspect_shows_layers_by_precision(bundle: Path) -> None:
+    text = run("inspect", bundle).output
+    assert "text_encoder" in text
+    assert "x int8 weights" in text
+    assert "total" in text
+    single = run("inspect", bundle / "unet", "--layers").output
+    assert "conv_in" in single
+    assert "openvino_model.xml" in fault("inspect", bundle / "scheduler")
+
+
+def test_verify_notices_a_changed_byte(bundle: Path, tmp_path: Path) -> None:
+    assert "all as the manifest says" in run("verify", bundle).output
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    weights = copy / "unet/openvino_model.bin"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 255
+    weights.write_bytes(data)
+    (copy / "tokenizer/vocab.json").unlink()
+    message = fault("verify", copy)
+    assert "unet/openvino_model.bin: content differs" in message
+    assert "tokenizer/vocab.json: missing" in message
+
+
+def test_the_manifest_says_what_it_is(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["schema"] == 1
+    assert manifest["model"]["id"] == "demo"
+    assert manifest["recipe"]["name"] == "unet_int8"
+    assert {"openvino", "nncf", "sdcompress"} <= manifest["versions"].keys()
+    assert "clip_score" in manifest["quality"]
+
+
+def test_compare_prints_a_table(bundle: Path) -> None:
+    done = run("compare", bundle, bundle)
+    assert done.exit_code == 0
+    assert "CLIP score" in done.output
+
+
+def test_toolkit_commands_name_the_extra_in_a_base_install(tmp_path: Path) -> None:
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text(
+        "import sys\nfor name in ('pydantic', 'yaml', 'rich'): sys.modules[name] = None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+    )
+    assert done.returncode == 2, done.stderr
+    assert 'pip install "sdcompress[toolkit]"' in done.stderr

@@ -1,0 +1,166 @@
+"""Compression: each method does to the real UNet what it says; OpenVINO itself is the witness."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from sdcompress.compress import compress
+from sdcompress.errors import CompressionError
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.precision import count_by_precision, layers_of
+from sdcompress.recipe import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    return [
+        {
+            "sample": random.standard_normal((1, 4, 16, 16), dtype=np.float32),
+            "timestep": np.array([step]),
+            "encoder_hidden_states": random.standard_normal((1, 77, 128), dtype=np.float32),
+        }
+        for step in (901, 601, 301, 1)
+    ]
+
+
+def executed_types(folder: Path, kind: str) -> Counter[str]:
+    """How many executed layers of a kind take inputs of which precision, after compilation."""
+    model = ov.Core().read_model(folder / IR_NAME)
+    model.reshape({"sample": [2, 4, 16, 16], "timestep": [2], "encoder_hidden_states": [2, 77, 128]})
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if info["layerType"].astype(str) == kind:
+            counts[info["runtimePrecision"].astype(str)] += 1
+    return counts
+
+
+def weighted_layers(folder: Path) -> int:
+    """Counts convolutions and matrix products with a constant operand, straight from the graph."""
+    constant_like = {"Constant", "Convert"}
+    count = 0
+    for node in ov.Core().read_model(folder / IR_NAME).get_ops():
+        if node.get_type_name() in ("Convolution", "MatMul"):
+            operands = [node.input_value(port).get_node() for port in (0, 1)]
+            count += any(operand.get_type_name() in constant_like for operand in operands)
+    return count
+
+
+def test_every_layer_with_weights_is_found(baseline: Path) -> None:
+    layers = layers_of(baseline / "unet" / IR_NAME)
+    assert len(layers) == weighted_layers(baseline / "unet")
+    assert {layer.precision for layer in layers} == {"fp32"}
+
+
+def test_fp16_halves_the_weights(baseline: Path, tmp_path: Path) -> None:
+    result = compress(
+        baseline / "unet", Fp16(method="fp16"), tmp_path / "unet", inputs=None, has_vnni=True
+    )
+    weights = ((baseline / "unet").joinpath(IR_NAME).with_suffix(".bin")).stat().st_size
+    assert (result.folder / IR_NAME).with_suffix(".bin").stat().st_size < 0.51 * weights
+    assert set(result.layers_by_precision) == {"fp16"}
+
+
+def test_int8_weights_leave_activations_alone(baseline: Path, tmp_path: Path) -> None:
+    options = Int8Weights(method="int8_weights")
+    result = compress(baseline / "unet", options, tmp_path / "unet", inputs=None, has_vnni=True)
+    assert set(result.layers_by_precision) == {"int8 weights"}
+    types = {op.get_type_name() for op in ov.Core().read_model(result.folder / IR_NAME).get_ops()}
+    assert "FakeQuantize" not in types
+
+
+def test_int4_adapts_its_groups_to_odd_channel_counts(baseline: Path, tmp_path: Path) -> None:
+    # 96 and 160 channels are no multiples of 64; NNCF's default would stop with an error here.
+    options = Int4Weights(method="int4_weights", group_size=64)
+    result = compress(baseline / "unet", options, tmp_path / "unet", inputs=None, has_vnni=True)
+    assert result.layers_by_precision["int4 weights"] > 80
+    assert set(result.layers_by_precision) <= {"int4 weights", "int8 weights"}
+
+
+def test_int8_quantizes_weights_and_activations(
+    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+) -> None:
+    result = compress(
+        baseline / "unet", Int8(method="int8"), tmp_path / "unet", inputs=inputs, has_vnni=True
+    )
+    total = weighted_layers(baseline / "unet")
+    assert result.layers_by_precision["int8"] > 0.9 * total
+    assert executed_types(result.folder, "Convolution").keys() & {"i8", "u8"}
+    listing = json.loads((result.folder / "layers.json").read_text())
+    assert count_by_precision_of(listing) == result.layers_by_precision
+
+
+def count_by_precision_of(listing: list[dict[str, object]]) -> dict[object, int]:
+    return dict(Counter(layer["precision"] for layer in listing))
+
+
+def test_hybrid_quantizes_activations_of_convolutions_only(
+    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+) -> None:
+    result = compress(
+        baseline / "unet", Hybrid(method="hybrid"), tmp_path / "unet", inputs=inputs, has_vnni=True
+    )
+    by_type = {
+        kind: count_by_precision(
+            tuple(layer for layer in layers_of(result.folder / IR_NAME) if layer.type == kind)
+        )
+        for kind in ("Convolution", "MatMul")
+    }
+    assert set(by_type["Convolution"]) == {"int8"}
+    assert set(by_type["MatMul"]) == {"int8 weights"}
+
+
+def test_an_ignored_layer_stays_in_floating_point(
+    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+) -> None:
+    options = Int8(method="int8", ignored=IgnoredScope(patterns=[".*conv_in.*"]))
+    result = compress(
+        baseline / "unet", options, tmp_path / "unet", inputs=inputs, has_vnni=True
+    )
+    precisions = {layer.name: layer.precision for layer in layers_of(result.folder / IR_NAME)}
+    assert {p for name, p in precisions.items() if "conv_in" in name} == {"fp16"}
+
+
+def test_without_vnni_weights_keep_to_half_their_range(
+    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+) -> None:
+    largest = {}
+    for has_vnni in (True, False):
+        folder = tmp_path / str(has_vnni)
+        compress(
+            baseline / "unet", Int8(method="int8"), folder, inputs=inputs, has_vnni=has_vnni
+        )
+        constants = [
+            np.abs(op.data.astype(np.int16)).max()
+            for op in ov.Core().read_model(folder / IR_NAME).get_ops()
+            if op.get_type_name() == "Constant" and op.get_element_type() == ov.Type.i8
+        ]
+        largest[has_vnni] = max(constants)
+    assert largest[True] >= 127
+    assert largest[False] <= 64
+
+
+def test_a_pattern_that_matches_nothing_is_a_clear_error(
+    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+) -> None:
+    options = Int8(method="int8", ignored=IgnoredScope(names=["no_such_layer"]))
+    with pytest.raises(CompressionError, match="no_such_layer"):
+        compress(baseline / "unet", options, tmp_path / "x", inputs=inputs, has_vnni=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_missing_calibration_inputs_are_a_clear_error(baseline: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match="needs calibration inputs"):
+        compress(
+            baseline / "unet", Int8(method="int8"), tmp_path / "x", inputs=None, has_vnni=True
+        )
+
+
+def test_the_bundle_keeps_its_promise_of_size(bundle: Path, baseline: Path) -> None:
+    assert ir_bytes(bundle / "unet") <= 0.30 * ir_bytes(baseline / "unet")

@@ -1,0 +1,150 @@
+"""Metrics against implementations that are not ours, and statistics against simulation."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdcompress.demo import CLIP_DIR
+from sdcompress.errors import EvaluationError
+from sdcompress.evaluate.clip_score import clip_scores
+from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
+from sdcompress.evaluate.footprint import measure_footprint
+from sdcompress.evaluate.sqnr import unet_sqnr
+from sdcompress.evaluate.statistics import paired_difference
+from sdcompress.prompts import Prompt
+from sdcompress.runtime import Pipeline, Settings
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A smooth picture and a noisy version of it."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:96, 0:80]
+    smooth = np.stack([rows * 2, columns * 3, (rows + columns)], axis=-1) % 256
+    noisy = np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255)
+    files = tmp_path / "a.png", tmp_path / "b.png"
+    for file, values in zip(files, (smooth, noisy), strict=True):
+        Image.fromarray(values.astype(np.uint8)).save(file)
+    return files
+
+
+def test_psnr_agrees_with_scikit_image(pair: tuple[Path, Path]) -> None:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    a, b = (np.asarray(Image.open(file)) for file in pair)
+    assert psnr_db(*pair) == pytest.approx(peak_signal_noise_ratio(a, b), abs=1e-3)
+
+
+def test_ssim_agrees_with_scikit_image(pair: tuple[Path, Path]) -> None:
+    from skimage.metrics import structural_similarity
+
+    a, b = (np.asarray(Image.open(file)) for file in pair)
+    expected = structural_similarity(
+        a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert ssim(*pair) == pytest.approx(expected, abs=5e-3)
+
+
+def test_equal_pictures_reach_the_ceiling(pair: tuple[Path, Path]) -> None:
+    assert psnr_db(pair[0], pair[0]) == PSNR_CEILING_DB
+    assert ssim(pair[0], pair[0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_sqnr_of_known_noise() -> None:
+    signal = np.random.default_rng(0).standard_normal(100_000)
+    noise = np.random.default_rng(1).standard_normal(100_000)
+    assert sqnr_db(signal, signal + 0.1 * noise) == pytest.approx(20.0, abs=0.1)
+    assert sqnr_db(signal, signal) == PSNR_CEILING_DB
+
+
+def test_clip_scores_agree_with_the_clip_model_itself(pair: tuple[Path, Path]) -> None:
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    prompts = ["a large green star", "a small red circle " + "above a blue ring " * 40]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        scores = clip_scores(pair, prompts, CLIP_DIR)
+        model = CLIPModel.from_pretrained(CLIP_DIR).float().eval()
+        processor = CLIPProcessor.from_pretrained(CLIP_DIR, backend="pil")
+    pictures = [Image.open(file).convert("RGB") for file in pair]
+    batch = processor(
+        text=prompts, images=pictures, return_tensors="pt", padding=True, truncation=True,
+        max_length=77,
+    )  # fmt: skip
+    with torch.inference_mode():
+        out = model(**batch)
+    expected = 100 * (out.image_embeds * out.text_embeds).sum(-1).clamp(min=0)
+    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-3)
+
+
+def test_a_missing_scorer_says_what_to_do(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"--set evaluate\.scorer=FOLDER"):
+        clip_scores(pair, ["a", "b"], tmp_path / "nothing")
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    trials = 300
+    for trial in range(trials):
+        baseline = random.normal(30, 3, 60)
+        candidate = baseline - 0.3 + random.exponential(1.0, 60) - 1.0  # skewed, mean -0.3
+        found = paired_difference(baseline, candidate, resamples=1000, seed=trial)
+        hits += found.low <= -0.3 <= found.high
+    assert 0.91 <= hits / trials <= 0.985
+
+
+def test_equal_differences_have_no_width() -> None:
+    found = paired_difference(np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.5, 2.5]))
+    assert (found.mean, found.low, found.high) == (-0.5, -0.5, -0.5)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")]])
+def test_intervals_of_nothing_are_refused(values: list[float]) -> None:
+    with pytest.raises(EvaluationError):
+        paired_difference(np.array(values), np.array(values))
+
+
+def test_sqnr_of_the_int8_unet_lies_between_noise_and_equality(
+    bundle: Path, baseline: Path
+) -> None:
+    one = Pipeline.load(baseline, execution_precision="f32")
+    other = Pipeline.load(bundle, execution_precision="f32")
+    settings = Settings(steps=4, guidance_scale=5.0, scheduler="dpmsolver++")
+    prompts = [Prompt("a green star")]
+    damaged = unet_sqnr(one, other, prompts, 0, settings)
+    equal = unet_sqnr(one, one, prompts, 0, settings)
+    assert list(damaged) == sorted(damaged, reverse=True)
+    assert len(damaged) == 4
+    assert all(5 < db < 60 for db in damaged.values())
+    assert all(db == PSNR_CEILING_DB for db in equal.values())
+
+
+def test_the_footprint_is_measured_in_another_process(bundle: Path) -> None:
+    found = measure_footprint(
+        bundle,
+        prompt="a green star",
+        settings=Settings(steps=4),
+        images=1,
+        device="CPU",
+        execution_precision="f32",
+    )
+    assert 0 < found.unet_step_seconds < found.image_seconds
+    assert found.peak_rss_bytes > found.peak_anonymous_bytes > 10e6
+    assert found.disk_bytes == sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file())
+
+
+def test_a_failing_child_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"failed \(exit 1\).*model_index"):
+        measure_footprint(
+            tmp_path,
+            prompt="a",
+            settings=Settings(),
+            images=1,
+            device="CPU",
+            execution_precision=None,
+        )

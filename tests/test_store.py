@@ -1,0 +1,76 @@
+"""The store: an entry is there whole or not at all, and only for the inputs it was made from."""
+
+from pathlib import Path
+
+import pytest
+
+from sdcompress.progress import Advance, SilentProgress
+from sdcompress.store import Store, key_of
+
+QUIET = SilentProgress()
+
+
+def write_result(folder: Path, advance: Advance) -> None:
+    (folder / "result").write_text("done")
+    advance(1, 1)
+
+
+def must_not_run(folder: Path, advance: Advance) -> None:
+    raise AssertionError("a finished stage was built again")
+
+
+def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, "run")
+    entry = store.stage(QUIET, "convert", "k1", "", write_result)
+    again = Store.open(tmp_path, "run").stage(QUIET, "convert", "k1", "", must_not_run)
+    assert again == entry
+    assert (again / "result").read_text() == "done"
+
+
+def test_another_key_is_built(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, "run")
+    store.stage(QUIET, "convert", "k1", "", write_result)
+    with pytest.raises(AssertionError, match="built again"):
+        store.stage(QUIET, "convert", "k2", "", must_not_run)
+
+
+def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path, advance: Advance) -> None:
+        write_result(folder, advance)
+        raise OSError("disk full")
+
+    store = Store.open(tmp_path, "run")
+    with pytest.raises(OSError, match="disk full"):
+        store.stage(QUIET, "convert", "k1", "", fail)
+    assert not list(tmp_path.glob("convert-*"))
+    assert not list(store.scratch.iterdir())
+
+
+def test_a_fresh_run_builds_anew_and_then_reuses_its_own(tmp_path: Path) -> None:
+    Store.open(tmp_path, "run").stage(QUIET, "convert", "k1", "", write_result)
+    fresh = Store.open(tmp_path, "run", fresh=True)
+
+    def write_other(folder: Path, advance: Advance) -> None:
+        (folder / "result").write_text("anew")
+
+    entry = fresh.stage(QUIET, "convert", "k1", "", write_other)
+    assert (entry / "result").read_text() == "anew"
+    assert fresh.stage(QUIET, "convert", "k1", "", must_not_run) == entry
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    left = Store.open(tmp_path, "run").scratch / "convert-half"
+    left.mkdir()
+    assert not list(Store.open(tmp_path, "run").scratch.iterdir())
+
+
+def test_two_runs_do_not_clear_each_other(tmp_path: Path) -> None:
+    one = Store.open(tmp_path, "one")
+    (one.scratch / "busy").mkdir()
+    Store.open(tmp_path, "two")
+    assert (one.scratch / "busy").is_dir()
+
+
+def test_keys_depend_on_every_input() -> None:
+    assert key_of(a=1, b=2) == key_of(b=2, a=1)
+    assert key_of(a=1, b=2) != key_of(a=1, b=3)
