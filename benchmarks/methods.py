@@ -1,7 +1,7 @@
 """Runs the demo recipes side by side and prints one Markdown table: ``make bench``.
 
-Every figure is from the reports of these runs, on this machine; ratios are against the FP32 baseline
-measured in the same run.
+Every figure is from the reports of these runs, on this machine; ratios are against the FP32
+baseline measured in the same run.
 """
 
 import json

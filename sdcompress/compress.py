@@ -6,9 +6,8 @@ hurt pictures. `int8` is that plain quantization, with SmoothQuant (arXiv:2211.1
 """
 
 import gc
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +34,6 @@ from sdcompress.recipe import (
     Int8Weights,
     Method,
 )
-
-LAYERS_FILE = "layers.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def compress(
     inputs: ModelInputs | None,
     has_vnni: bool,
 ) -> CompressedIR:
-    """Reads the FP32 IR in `baseline`, compresses it and writes IR and `layers.json` to `folder`.
+    """Reads the FP32 IR in `baseline`, compresses it and writes it to `folder`.
 
     `has_vnni` says whether the target multiplies 8-bit integers without intermediate overflow
     (VNNI or AMX); without, `overflow_fix: auto` halves the weight range of the first layers.
@@ -83,8 +80,6 @@ def compress(
     folder.mkdir(parents=True)
     ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
     layers = layers_of(folder / IR_NAME)
-    listing = [asdict(layer) for layer in layers]
-    (folder / LAYERS_FILE).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
     (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
     del model
     gc.collect()

@@ -1,11 +1,26 @@
-"""Where a component's IR lies, and how large it is."""
+"""Where a pipeline's parts lie, and how large they are."""
 
 from pathlib import Path
 
 IR_NAME = "openvino_model.xml"
+_PARTS = (
+    "model_index.json",
+    "scheduler",
+    "tokenizer",
+    "text_encoder",
+    "unet",
+    "vae_decoder",
+    "vae_encoder",
+)
 
 
 def ir_bytes(component_folder: Path) -> int:
     """Returns the bytes of a component's .xml and .bin."""
     xml = component_folder / IR_NAME
     return xml.stat().st_size + xml.with_suffix(".bin").stat().st_size
+
+
+def pipeline_bytes(folder: Path) -> int:
+    """Returns the bytes of all that drawing needs; a report beside it does not count."""
+    files = (file for part in _PARTS for file in (folder / part, *(folder / part).rglob("*")))
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -12,16 +12,55 @@ from pathlib import Path
 from sdcompress.calibrate import calibrate, read_inputs
 from sdcompress.compress import CompressedIR, compress
 from sdcompress.convert import convert
+from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import CalibrationError
+from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
 from sdcompress.processor import has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
-from sdcompress.runtime import Pipeline, Settings
+from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Recipe
+from sdcompress.runtime import Pipeline, Settings, require_device
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
 
+_HUB_SCORER = "openai/clip-vit-large-patch14"
 _CONVERT_TOOLS = ("optimum-intel", "openvino", "openvino-tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a run needs from outside, found before any long work begins."""
+
+    source: Source
+    calibration_prompts: tuple[Prompt, ...]
+    evaluation_prompts: tuple[Prompt, ...]
+    scorer: ClipScorer
+
+
+def find_material(recipe: Recipe, progress: Progress) -> Material:
+    """Locates model, prompts and scorer. Raises a SdcompressError for whatever cannot be used."""
+    chosen, judged = recipe.calibrate, recipe.evaluate
+    evaluation = load_prompts(judged.prompt_set, judged.prompts, judged.seed)
+    calibration: tuple[Prompt, ...] = ()
+    if recipe.compress.needs_calibration:
+        calibration = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
+    shared = {prompt.text for prompt in calibration} & {prompt.text for prompt in evaluation}
+    if shared:
+        raise CalibrationError(
+            f"{len(shared)} prompts are in the calibration and in the evaluation set, for "
+            f"example '{min(shared)}': a model judged on them looks better than it is"
+        )
+    require_device(recipe.device)
+    source = locate(recipe.model, recipe.revision, recipe.variant)
+    if source.notice:
+        progress.notice(source.notice)
+    return Material(source, calibration, evaluation, _scorer(recipe))
+
+
+def _scorer(recipe: Recipe) -> ClipScorer:
+    if recipe.evaluate.scorer is None and recipe.model == DEMO:
+        return ClipScorer(DEMO, CLIP_DIR)
+    return locate_scorer(recipe.evaluate.scorer or _HUB_SCORER)
 
 
 @dataclass(frozen=True)
@@ -29,41 +68,17 @@ class Line:
     """One recipe on one store."""
 
     recipe: Recipe
+    material: Material
     store: Store
     progress: Progress
 
-    @cached_property
+    @property
     def source(self) -> Source:
-        """The located model; a notice about it is passed on to the user."""
-        found = locate(self.recipe.model, self.recipe.revision, self.recipe.variant)
-        if found.notice:
-            self.progress.notice(found.notice)
-        return found
+        return self.material.source
 
     @cached_property
     def settings(self) -> Settings:
         return Settings(**self.recipe.sampling.model_dump())
-
-    @cached_property
-    def calibration_prompts(self) -> tuple[Prompt, ...]:
-        options = self.recipe.calibrate
-        return load_prompts(options.prompt_set, options.prompts, options.seed)
-
-    @cached_property
-    def evaluation_prompts(self) -> tuple[Prompt, ...]:
-        options = self.recipe.evaluate
-        return load_prompts(options.prompt_set, options.prompts, options.seed)
-
-    def check(self) -> None:
-        """Finds faults of prompts, device and model before any long work."""
-        calibration = {prompt.text for prompt in self.calibration_prompts}
-        shared = calibration & {prompt.text for prompt in self.evaluation_prompts}
-        if shared:
-            raise CalibrationError(
-                f"{len(shared)} prompts are in the calibration and in the evaluation set, for "
-                f"example '{min(shared)}': a model judged on them looks better than it is"
-            )
-        _ = self.source
 
     @cached_property
     def converted_key(self) -> str:
@@ -90,7 +105,7 @@ class Line:
             upstream=self.converted_key,
             options=self.recipe.calibrate.model_dump(),
             sampling=asdict(self.settings),
-            prompts=[asdict(prompt) for prompt in self.calibration_prompts],
+            prompts=[asdict(prompt) for prompt in self.material.calibration_prompts],
             device=self.recipe.device,
             tools={name: version(name) for name in ("openvino", "datasets")},
         )
@@ -111,7 +126,7 @@ class Line:
 
         def build(folder: Path, advance: Advance) -> None:
             pipeline = Pipeline.load(baseline, device=self.recipe.device, execution_precision="f32")
-            prompts, options = self.calibration_prompts, self.recipe.calibrate
+            prompts, options = self.material.calibration_prompts, self.recipe.calibrate
             calibrate(pipeline, prompts, options, self.settings, folder, advance)
             provenance = {"model": self.model_record(), "recipe": self.recipe.as_dict()}
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), "utf-8")

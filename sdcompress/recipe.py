@@ -230,7 +230,8 @@ class Recipe(Section):
                 "convert.batch is 1 but guidance runs both branches as a batch of 2: "
                 "set convert.batch to 2 or null"
             )
-        if self.calibrate.prompt_set == self.evaluate.prompt_set:
+        shared = self.calibrate.prompt_set == self.evaluate.prompt_set
+        if shared and self.compress.needs_calibration:
             raise ValueError(
                 f"calibrate and evaluate both use the prompt set '{self.evaluate.prompt_set}': "
                 "a model judged on its calibration prompts looks better than it is"

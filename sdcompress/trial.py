@@ -9,7 +9,6 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from sdcompress.demo import CLIP_DIR
 from sdcompress.evaluate import (
     BASELINE_PRECISION,
     Contest,
@@ -22,10 +21,9 @@ from sdcompress.evaluate.pictures import Pictures, draw_pictures
 from sdcompress.evaluate.records import Evaluation, Performance, Scores
 from sdcompress.line import Line
 from sdcompress.progress import Advance
-from sdcompress.recipe import DEMO
+from sdcompress.source import sha256_of
 from sdcompress.store import key_of
 
-_HUB_SCORER = "openai/clip-vit-large-patch14"
 SAMPLES = "samples"
 
 
@@ -42,9 +40,8 @@ class Trial:
         options = self.line.recipe.evaluate
         prompts = tuple(
             replace(prompt, negative=prompt.negative or options.negative_prompt)
-            for prompt in self.line.evaluation_prompts
+            for prompt in self.line.material.evaluation_prompts
         )
-        default = CLIP_DIR if self.line.recipe.model == DEMO else _HUB_SCORER
         return Contest(
             baseline=self.line.converted,
             candidate=self.candidate,
@@ -52,7 +49,7 @@ class Trial:
             settings=self.line.settings,
             prompts=prompts,
             seed=options.seed,
-            scorer=options.scorer or default,
+            scorer=self.line.material.scorer,
         )
 
     def evaluated(self, folder: Path) -> Evaluation:
@@ -118,7 +115,7 @@ class Trial:
         return Pictures.load(self.line.store.stage(self.line.progress, "draw", key, detail, build))
 
     def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
-        scorer = str(self.contest.scorer)
+        scorer = {f.name: sha256_of(f) for f in self.contest.scorer.folder.glob("*.safetensors")}
         return self.line.store.record(
             self.line.progress,
             "score",

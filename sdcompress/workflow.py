@@ -5,6 +5,7 @@ so a second run, or one after a kill, goes on where the last one stopped.
 """
 
 import gc
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from sdcompress.convert import convert as convert_model
 from sdcompress.errors import BundleError, InputError, OutputBusyError, QualityGateFailed
 from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
 from sdcompress.gate import judge
-from sdcompress.ir import ir_bytes
-from sdcompress.line import Line
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.line import Line, find_material
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import COMPONENTS, Convert, Recipe, parse_recipe
@@ -167,15 +168,14 @@ def production_line(
     _require_replaceable(target)
     store_folder = target.absolute().parent / STORE
     lock_file = store_folder / "locks" / f"{target.name}.lock"
-    line_progress = progress or SilentProgress()
-    draft = Line(recipe, Store(store_folder, store_folder), line_progress)
-    draft.check()
+    shown = progress or SilentProgress()
+    material = find_material(recipe, shown)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock_file, timeout=0):
             store = Store.open(store_folder, target.name, fresh=fresh)
             try:
-                yield Line(recipe, store, line_progress)
+                yield Line(recipe, material, store, shown)
             finally:
                 gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
                 store.close()
@@ -202,6 +202,7 @@ def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, targe
     report = result / REPORT
     report.mkdir()
     evaluation = trial.evaluated(report)
+    _write_layers(trial.candidate, report / "layers.json")
     budgets = judge(line.recipe.budgets, evaluation, sizes)
     write_report(
         report,
@@ -227,9 +228,17 @@ def _sizes(baseline: Path, compressed: Mapping[str, CompressedIR]) -> dict[str, 
 
 def _measured_size(component: str, recipe: Recipe, baseline: Path, bundle: Path) -> ComponentSize:
     folder = bundle / component
-    layers = count_by_precision(layers_of(folder / "openvino_model.xml"))
+    layers = count_by_precision(layers_of(folder / IR_NAME))
     method = recipe.compress.method_of(component).method
     return ComponentSize(method, ir_bytes(baseline / component), ir_bytes(folder), layers)
+
+
+def _write_layers(candidate: Path, file: Path) -> None:
+    layers = {
+        component: [asdict(layer) for layer in layers_of(candidate / component / IR_NAME)]
+        for component in COMPONENTS
+    }
+    file.write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
 
 
 def _quality_summary(evaluation: Evaluation) -> dict[str, object]:

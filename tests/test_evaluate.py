@@ -9,7 +9,7 @@ from PIL import Image
 
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluate.clip_score import clip_scores
+from sdcompress.evaluate.clip_score import ClipScorer, clip_scores, locate_scorer
 from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
 from sdcompress.evaluate.sqnr import unet_sqnr
@@ -67,7 +67,7 @@ def test_clip_scores_agree_with_the_clip_model_itself(pair: tuple[Path, Path]) -
     prompts = ["a large green star", "a small red circle " + "above a blue ring " * 40]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own
-        scores = clip_scores(pair, prompts, CLIP_DIR)
+        scores = clip_scores(pair, prompts, ClipScorer("demo", CLIP_DIR))
         model = CLIPModel.from_pretrained(CLIP_DIR).float().eval()
         processor = CLIPProcessor.from_pretrained(CLIP_DIR, backend="pil")
     pictures = [Image.open(file).convert("RGB") for file in pair]
@@ -81,9 +81,14 @@ def test_clip_scores_agree_with_the_clip_model_itself(pair: tuple[Path, Path]) -
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-3)
 
 
-def test_a_missing_scorer_says_what_to_do(pair: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scorer", ["no/such-scorer", "."])
+def test_a_missing_scorer_says_what_to_do(
+    scorer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EvaluationError, match=r"--set evaluate\.scorer=FOLDER"):
-        clip_scores(pair, ["a", "b"], tmp_path / "nothing")
+        locate_scorer(scorer)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -61,7 +61,7 @@ def test_each_budget(name: str, value: float, side: str) -> None:
 
 
 def test_every_budget_of_the_recipe_has_a_rule() -> None:
-    budgets = Budgets(**{name: 0.5 for name in Budgets.model_fields})
+    budgets = Budgets(**dict.fromkeys(Budgets.model_fields, 0.5))
     judged = {result.name for result in judge(budgets, EVALUATION, COMPONENTS)}
     assert judged == set(Budgets.model_fields)
 

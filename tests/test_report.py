@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def test_the_report_is_true_to_the_files(report: Any, bundle: Path, baseline: Pa
             with Image.open(bundle / "report" / sample[side]) as picture:
                 assert picture.size == (128, 128)
                 assert picture.text["prompt"] == sample["prompt"]
+
+
+def test_the_precision_of_every_layer_is_recorded(report: Any, bundle: Path) -> None:
+    layers = json.loads((bundle / "report/layers.json").read_text(encoding="utf-8"))
+    for name, component in report["components"].items():
+        counts = dict(Counter(layer["precision"] for layer in layers[name]))
+        assert counts == component["layers_by_precision"]
 
 
 def test_the_baseline_ran_in_f32(report: Any) -> None:

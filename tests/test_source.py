@@ -98,7 +98,9 @@ def test_a_variant_is_found_by_its_name(model: Path) -> None:
             weights.rename(weights.with_name(weights.stem + ".fp16.safetensors"))
     with pytest.raises(SourceError, match=r"but there is .*fp16.*set the recipe's `variant`"):
         locate(str(model))
-    assert any(name.endswith(".fp16.safetensors") for name in locate(str(model), None, "fp16").files)
+    assert any(
+        name.endswith(".fp16.safetensors") for name in locate(str(model), None, "fp16").files
+    )
 
 
 def test_a_single_file_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdcompress.evaluate.clip_score import clip_scores
+from sdcompress.evaluate.clip_score import ClipScorer, clip_scores
 from sdcompress.evaluate.fidelity import psnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
 from sdcompress.evaluate.pictures import Pictures
@@ -37,7 +37,7 @@ class Contest:
     settings: Settings
     prompts: tuple[Prompt, ...]
     seed: int
-    scorer: Path | str
+    scorer: ClipScorer
 
     def open(self, *, candidate: bool) -> Pipeline:
         """Loads one side: the baseline in f32, the candidate as the device would run it."""
@@ -103,7 +103,7 @@ def score_pairs(
         candidate=float(after.mean()),
         difference=paired_difference(before, after),
         samples=len(texts),
-        scorer=str(contest.scorer),
+        scorer=contest.scorer.name,
     )
     return Scores(clip, samples)
 

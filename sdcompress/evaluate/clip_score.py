@@ -5,6 +5,7 @@ arXiv:2104.08718, without its factor 2.5). Scores of different CLIP models canno
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,52 @@ from sdcompress.quiet import quiet_libraries
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True)
+class ClipScorer:
+    """A CLIP model on disk; `name` says which one in reports."""
+
+    name: str
+    folder: Path
+
+
+def locate_scorer(scorer: str) -> ClipScorer:
+    """Finds a CLIP model: a local folder, or a hub id, fetched once and pinned to its commit.
+
+    Raises EvaluationError when it cannot be had.
+    """
+    folder = Path(scorer).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EvaluationError(_unusable(scorer, "the folder has no config.json"))
+        return ClipScorer(scorer, folder)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "model.safetensors"]
+    try:
+        fetched = Path(snapshot_download(scorer, allow_patterns=patterns))
+    except Exception as error:
+        raise EvaluationError(_unusable(scorer, error)) from error
+    return ClipScorer(f"{scorer}@{fetched.name}", fetched)
+
+
+def _unusable(scorer: str, reason: object) -> str:
+    first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+    return (
+        f"the CLIP model '{scorer}' cannot be loaded: {first}. Pass a local folder with a "
+        "CLIPModel and its processor: --set evaluate.scorer=FOLDER"
+    )
+
+
 def clip_scores(
     images: Sequence[Path],
     prompts: Sequence[str],
-    scorer: Path | str,
+    scorer: ClipScorer,
     on_picture: Advance | None = None,
 ) -> Array:
     """Returns one score for each picture and its prompt, float64 [n].
 
-    `scorer` is a folder with a CLIPModel and its processor, or a hub id. Prompts longer than the
-    model takes are cut at its limit. Raises EvaluationError when the scorer cannot be loaded.
+    Prompts longer than the model takes are cut at its limit. Raises EvaluationError when the
+    scorer cannot be loaded.
     """
     import torch
     from torchmetrics.multimodal import CLIPScore
@@ -48,18 +85,14 @@ def clip_scores(
     return scores
 
 
-def _load(scorer: Path | str) -> tuple[Any, Any]:
+def _load(scorer: ClipScorer) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
     try:
-        model = CLIPModel.from_pretrained(scorer, use_safetensors=True).float().eval()
-        processor = CLIPProcessor.from_pretrained(scorer, backend="pil")
+        model = CLIPModel.from_pretrained(scorer.folder, use_safetensors=True).float().eval()
+        processor = CLIPProcessor.from_pretrained(scorer.folder, backend="pil")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EvaluationError(
-            f"the CLIP model '{scorer}' cannot be loaded: {reason}. Pass a local folder with a "
-            "CLIPModel and its processor: --set evaluate.scorer=FOLDER"
-        ) from error
+        raise EvaluationError(_unusable(scorer.name, error)) from error
     limit = model.config.text_config.max_position_embeddings
     return _Features(model), _Truncating(processor, limit)
 

@@ -17,6 +17,7 @@ import psutil
 
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.records import Footprint
+from sdcompress.ir import pipeline_bytes
 from sdcompress.runtime import Settings
 
 _SAMPLE_SECONDS = 0.01
@@ -67,7 +68,7 @@ def measure_footprint(
         image_seconds=figures["image_seconds"],
         peak_rss_bytes=figures["peak_rss_bytes"] or watch.peak_rss_bytes,
         peak_anonymous_bytes=watch.peak_anonymous_bytes,
-        disk_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        disk_bytes=pipeline_bytes(folder),
     )
 
 

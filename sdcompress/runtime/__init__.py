@@ -5,6 +5,7 @@ compared, so that both are judged by the engine that users get.
 """
 
 from sdcompress.runtime.denoise import OnStep, Unet
+from sdcompress.runtime.device import require_device
 from sdcompress.runtime.errors import (
     BundleError,
     DeviceError,
@@ -39,6 +40,7 @@ __all__ = [
     "Unet",
     "hash_files",
     "read_manifest",
+    "require_device",
     "save_png",
     "verify",
     "write_manifest",

@@ -36,7 +36,7 @@ class Target:
                 f"There is no execution precision {self.execution_precision!r}. "
                 f"Choose one of: {', '.join(known)}."
             )
-        _require_device(self.core, self.device)
+        require_device(self.device, self.core)
 
 
 def read_model(target: Target, path: Path) -> ov.Model:
@@ -85,8 +85,9 @@ def precision_in_force(compiled: ov.CompiledModel) -> str:
     return _NAMES.get(name, name)
 
 
-def _require_device(core: ov.Core, device: str) -> None:
-    present = core.available_devices
+def require_device(device: str, core: ov.Core | None = None) -> None:
+    """Raises DeviceError, naming the devices present, when `device` is not among them."""
+    present = (core or ov.Core()).available_devices
     kind, _, members = device.partition(":")
     asked = [name for name in members.split(",") if name] if kind in _VIRTUAL else [device]
     for name in asked:

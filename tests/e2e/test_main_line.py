@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -106,9 +105,7 @@ def test_a_failed_run_replaces_an_earlier_bundle(
     assert not (output / "unet").exists()
 
 
-def test_evaluating_a_bundle_gives_its_own_figures_again(
-    build_folder: Path, bundle: Path
-) -> None:
+def test_evaluating_a_bundle_gives_its_own_figures_again(build_folder: Path, bundle: Path) -> None:
     overrides = ("evaluate.prompts=4",)
     run = evaluate(bundle, build_folder / "again", overrides=overrides)
     first = json.loads((bundle / "report/report.json").read_text())
@@ -173,6 +170,7 @@ def _kill_in(stage: str, command: list[str], store: Path) -> None:
 
 def test_a_model_that_overflows_is_a_clear_error(build_folder: Path, tmp_path: Path) -> None:
     import safetensors.numpy
+
     from sdcompress.demo import MODEL_DIR
     from sdcompress.errors import SdcompressError
 
