@@ -1,0 +1,55 @@
+"""The docs cannot rot: every command they show parses, every link and make verb exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from sdcompress.catalogue import shipped_recipes
+from sdcompress.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "calibration/README.md", ROOT / "sdcompress/demo/MODEL_CARD.md"]
+
+
+def commands() -> list[str]:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES) + (main.help or "")
+    found = re.findall(r"^ +(?:\.venv/bin/)?(sdcompress .*)$", text, re.MULTILINE)
+    return sorted({line.strip() for line in found})
+
+
+def test_the_docs_show_commands() -> None:
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_documented_command_parses(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    context = click.Context(main)
+    command = main.get_command(context, words[0])
+    assert command is not None, words[0]
+    command.make_parser(click.Context(command)).parse_args(words[1:])
+    for word in words[1:]:
+        if re.fullmatch(r"(sd21|unet|weights)_\w+", word):
+            assert word in shipped_recipes()
+        if word.startswith("recipes/"):
+            assert (ROOT / word).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_make_verbs_exist() -> None:
+    verbs = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^    make (\w+)", readme, re.MULTILINE))
+    assert shown
+    assert shown <= verbs
