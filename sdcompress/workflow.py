@@ -7,9 +7,10 @@ so a second run, or one after a kill, goes on where the last one stopped.
 import gc
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -111,7 +112,8 @@ def evaluate(
         result.mkdir()
         files = {name: record.sha256 for name, record in manifest.files.items()}
         sizes = {c: _measured_size(c, recipe, line.converted, folder) for c in COMPONENTS}
-        run = _judge(Trial(line, folder, key_of(files=files)), sizes, result, target)
+        judged = _judge(Trial(line, folder, key_of(files=files)), sizes, result, target)
+        run = replace(judged, bundle=None)
         publish(result, target)
     if not run.passed:
         raise QualityGateFailed(_refusal(run))
@@ -143,12 +145,13 @@ def convert(
     shown = progress or SilentProgress()
     if source.notice:
         shown.notice(source.notice)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with shown.stage("convert", f"{source.id} to FP32 IR") as advance:
-        convert_model(source, options, partial, advance)
-    gc.collect()
-    publish(partial, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        finished = Path(scratch) / "result"
+        with shown.stage("convert", f"{source.id} to FP32 IR") as advance:
+            convert_model(source, options, finished, advance)
+        gc.collect()  # unmaps IR files, which Windows cannot move while they are open
+        publish(finished, target)
     return target
 
 

@@ -27,7 +27,17 @@ def fault(*arguments: str | Path) -> str:
 
 def test_help_names_every_command() -> None:
     text = run("--help").output
-    verbs = ["quantize", "convert", "calibrate", "evaluate", "compare", "generate", "inspect", "verify", "recipes"]
+    verbs = [
+        "quantize",
+        "convert",
+        "calibrate",
+        "evaluate",
+        "compare",
+        "generate",
+        "inspect",
+        "verify",
+        "recipes",
+    ]
     assert all(f"\n  {verb}" in text for verb in verbs)
     for verb in verbs:
         assert run(verb, "--help").exit_code == 0
