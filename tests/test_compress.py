@@ -118,7 +118,8 @@ def test_an_ignored_layer_stays_in_floating_point(
     options = Int8(method="int8", ignored=IgnoredScope(patterns=[".*conv_in.*"]))
     result = compress(baseline / "unet", options, tmp_path / "unet", inputs=inputs, has_vnni=True)
     precisions = {layer.name: layer.precision for layer in layers_of(result.folder / IR_NAME)}
-    assert {p for name, p in precisions.items() if "conv_in" in name} == {"fp16"}
+    assert {p for name, p in precisions.items() if "conv_in" in name} <= {"fp16", "fp32"}
+    assert any("conv_in" in name for name in precisions)
 
 
 def test_without_vnni_weights_keep_to_half_their_range(

@@ -92,7 +92,9 @@ def test_the_vae_scaling_factor_gives_latents_a_root_mean_square_of_one(pipeline
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():
         latents = pipeline.vae.encode(pixels).latent_dist.mode()
-    assert float(latents.square().mean().sqrt()) * pipeline.vae.config.scaling_factor == pytest.approx(1, abs=0.1)
+    assert float(
+        latents.square().mean().sqrt()
+    ) * pipeline.vae.config.scaling_factor == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.xfail(reason="the shipped weights are undertrained; the model card says so")

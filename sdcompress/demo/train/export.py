@@ -19,6 +19,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from sdcompress.demo.train.tokenizer import build as build_tokenizer
 from sdcompress.demo.train.unet import NOISE
 
 
@@ -45,6 +46,7 @@ def export_pipeline(
     )
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    build_tokenizer(folder / "tokenizer")  # transformers 5 leaves out vocab.json and merges.txt
 
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
