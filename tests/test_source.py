@@ -61,7 +61,7 @@ def test_files_that_are_not_needed_do_not_matter(model: Path) -> None:
 def test_pickled_weights_are_refused(model: Path) -> None:
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(SourceError, match="pickled.*refused"):
+    with pytest.raises(SourceError, match=r"pickled.*refused"):
         locate(str(model))
 
 
