@@ -1,5 +1,6 @@
 """Shared fixtures: the smallest real things, built once a session from the shipped demo model."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from sdcompress.demo import MODEL_DIR
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.shipped import shipped_folder
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when first imported
 
 QUICK = (
     "sampling.steps=8",
@@ -19,12 +22,6 @@ QUICK = (
     # Eight pictures prove nothing about a CLIP score; likeness and size they do show.
     "budgets={ssim_min: 0.5, unet_bytes_ratio: 0.3}",
 )
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may reach the network."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def quick_recipe(name: str, *overrides: str) -> Recipe:
