@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.ir import IR_NAME, xml_bytes
 from sdcompress.precision import Layer, count_by_precision, layers_of
 from sdcompress.runtime import BundleError
 
@@ -19,7 +19,7 @@ def describe(path: Path, *, every_layer: bool = False) -> Iterator[str]:
     total = 0
     for file in files:
         layers = layers_of(file)
-        size = ir_bytes(file.parent) if file.name == IR_NAME else _pair_bytes(file)
+        size = xml_bytes(file)
         total += size
         parameters = sum(layer.parameters for layer in layers) / 1e6
         counts = ", ".join(f"{n} x {name}" for name, n in count_by_precision(layers).items())
@@ -39,10 +39,6 @@ def _ir_files(path: Path) -> list[Path]:
     if not files:
         raise BundleError(f"{path}: holds no {IR_NAME}, nor do its folders")
     return files
-
-
-def _pair_bytes(xml: Path) -> int:
-    return xml.stat().st_size + xml.with_suffix(".bin").stat().st_size
 
 
 def _layer_line(layer: Layer) -> str:

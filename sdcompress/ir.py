@@ -16,7 +16,11 @@ _PARTS = (
 
 def ir_bytes(component_folder: Path) -> int:
     """Returns the bytes of a component's .xml and .bin."""
-    xml = component_folder / IR_NAME
+    return xml_bytes(component_folder / IR_NAME)
+
+
+def xml_bytes(xml: Path) -> int:
+    """Returns the bytes of an IR named by its .xml, the .bin beside it included."""
     return xml.stat().st_size + xml.with_suffix(".bin").stat().st_size
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_model import SCHEDULER
 
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import BundleError, InputError
@@ -25,17 +26,7 @@ CLASSES = {
     "euler": "EulerDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
-BASE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
+BASE: dict[str, Any] = {k: v for k, v in SCHEDULER.items() if k != "_class_name"}
 SPACINGS = ("leading", "linspace", "trailing")
 
 
