@@ -22,7 +22,7 @@ from nncf.quantization.advanced_parameters import (
 )
 
 from sdcompress.errors import CompressionError
-from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
 from sdcompress.recipe import (
     ActivationQuantization,
@@ -78,7 +78,8 @@ def compress(
             f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
         ) from error
     folder.mkdir(parents=True)
-    ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+    with writing_ir(folder):
+        ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
     layers = layers_of(folder / IR_NAME)
     (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
     del model

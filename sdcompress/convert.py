@@ -15,7 +15,7 @@ from typing import Any
 import openvino as ov
 
 from sdcompress.errors import ConversionError
-from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import COMPONENTS, Convert
 from sdcompress.source import Source
@@ -54,7 +54,7 @@ def convert(
     sizes = {}
     for done, component in enumerate(COMPONENTS, start=1):
         try:
-            with quiet_libraries():
+            with quiet_libraries(), writing_ir(folder):
                 _export(source, component, folder / component)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise ConversionError(
@@ -188,7 +188,8 @@ def _fix_shapes(source: Source, component: str, folder: Path, options: Convert) 
         shapes[model_input] = shape
     model.reshape(shapes)
     fixed = folder / "fixed.xml"
-    ov.save_model(model, fixed, compress_to_fp16=False)
+    with writing_ir(folder):
+        ov.save_model(model, fixed, compress_to_fp16=False)
     del model  # releases the memory mapping of the file that is replaced next
     gc.collect()
     for suffix in (".xml", ".bin"):

@@ -19,6 +19,7 @@ __all__ = [
     "RecipeError",
     "SdcompressError",
     "SourceError",
+    "StorageError",
 ]
 
 
@@ -44,6 +45,10 @@ class CompressionError(SdcompressError):
 
 class EvaluationError(SdcompressError):
     """Pictures or figures could not be produced."""
+
+
+class StorageError(SdcompressError):
+    """A result cannot be written, most often because the disk is full."""
 
 
 class OutputBusyError(SdcompressError):

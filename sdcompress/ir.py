@@ -1,6 +1,11 @@
 """Where a pipeline's parts lie, and how large they are."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from sdcompress.errors import StorageError
 
 IR_NAME = "openvino_model.xml"
 _PARTS = (
@@ -28,3 +33,18 @@ def pipeline_bytes(folder: Path) -> int:
     """Returns the bytes of all that drawing needs; a report beside it does not count."""
     files = (file for part in _PARTS for file in (folder / part, *(folder / part).rglob("*")))
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@contextmanager
+def writing_ir(folder: Path) -> Iterator[None]:
+    """Says what OpenVINO's "iostream error" means. Raises StorageError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "iostream" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise StorageError(
+            f"{folder}: OpenVINO could not write the IR there; {free / 1e6:.0f} MB are free on "
+            "that disk. Free some space, or write to another disk with --output"
+        ) from error

@@ -14,8 +14,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from sdcompress.demo.train import clip, tiny, tokenizer, unet, vae  # noqa: E402
+from sdcompress.demo.grammar import COLOURS, SHAPES  # noqa: E402
+from sdcompress.demo.train import clip, data, naming, text, tiny, tokenizer, unet, vae  # noqa: E402
 from sdcompress.demo.train.checkpoint import Job, schedule  # noqa: E402
+from sdcompress.demo.train.muon import optimizers, orthogonal  # noqa: E402
 from sdcompress.quiet import quiet_libraries  # noqa: E402
 
 STEPS = 30
@@ -77,23 +79,81 @@ def test_the_learning_rate_warms_up_and_decays_to_almost_nothing() -> None:
     assert rates[-1] < 0.01
 
 
-def test_unet_and_text_encoder_train_on_cached_latents(tmp_path: Path, words: Any) -> None:
+@pytest.fixture(scope="module")
+def reader(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return text.train(Job("text", 2, 4, 1e-4, tmp_path_factory.mktemp("text")), words)
+
+
+def test_unet_and_decoders_train_on_cached_latents(tmp_path: Path, words: Any, reader: Any) -> None:
+    before = {name: weight.clone() for name, weight in reader.state_dict().items()}
     autoencoder = vae.build()
     latents = unet.encode_training_set(autoencoder, words, tmp_path, count=50)
     assert latents.means.shape == (50, 4, 16, 16)
     assert latents.token_ids.shape == (50, 77)
     again = unet.encode_training_set(autoencoder, words, tmp_path, count=50)
     assert np.array_equal(latents.means, again.means)
-    network, text = unet.train(Job("unet", 2, 2, 1e-4, tmp_path), latents, words)
+    network = unet.train(Job("unet", 2, 2, 1e-4, tmp_path), latents, reader, words)
     assert all(torch.isfinite(weight).all() for weight in network.parameters())
-    assert text.config.hidden_size == network.config.cross_attention_dim
+    assert reader.config.hidden_size == network.config.cross_attention_dim
+    assert all(torch.equal(weight, before[name]) for name, weight in reader.state_dict().items())
+    encoder = autoencoder.encoder.conv_in.weight.clone()
+    drawing = autoencoder.decoder.conv_in.weight.clone()
+    vae.refine(Job("decoder", 2, 2, 1e-4, tmp_path), autoencoder)
+    assert torch.equal(autoencoder.encoder.conv_in.weight, encoder)
+    assert not torch.equal(autoencoder.decoder.conv_in.weight, drawing)
     decoder = tiny.train(Job("tiny", 2, 2, 1e-4, tmp_path), latents, autoencoder)
     with torch.no_grad():
         assert decoder.decode(torch.zeros(1, 4, 16, 16)).sample.shape == (1, 3, 128, 128)
 
 
-def test_clip_trains_and_can_be_asked(tmp_path: Path, words: Any) -> None:
-    model = clip.train(Job("clip", 2, 4, 1e-4, tmp_path), words)
+def test_muon_makes_updates_orthogonal() -> None:
+    matrices = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(0))
+    for flat in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(orthogonal(flat))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_learns_a_convolution_and_a_matrix() -> None:
+    torch.manual_seed(0)
+    teacher, student = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(72, 4))
+        for _ in range(2)
+    )
+    both = optimizers(student, 1e-2)
+    losses = []
+    for _ in range(150):
+        x = torch.randn(32, 3, 5, 5)
+        loss = (student(x) - teacher(x).detach()).square().mean()
+        loss.backward()
+        for one in both.values():
+            one.step()
+            one.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < 0.1 * losses[0]
+
+
+def test_names_say_what_the_picture_shows() -> None:
+    """A patch named after a colour holds that colour in the picture; one named empty does not."""
+    examples = [data.example(seed) for seed in range(40)]
+    named = naming.names(examples, patch=16)
+    for example, patches, slots in zip(examples, named.patches, named.slots, strict=True):
+        colours = np.array([COLOURS[thing.colour] for thing in example.scene.objects])
+        for row, column in np.ndindex(8, 8):
+            shape, colour, _ = patches[:, row, column].tolist()
+            part = example.pixels[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
+            shares = [(part == one).all(axis=2).mean() for one in colours]
+            if not shape:
+                assert max(shares) < 0.5
+            else:
+                assert list(COLOURS)[colour] in {thing.colour for thing in example.scene.objects}
+        for thing in example.scene.objects:
+            shape, _ = slots[list(COLOURS).index(thing.colour)].tolist()
+            assert SHAPES[shape - 1] == thing.shape
+        assert int((slots[:, 0] > 0).sum()) == len(example.scene.objects)
+
+
+def test_clip_trains_and_can_be_asked(tmp_path: Path, words: Any, reader: Any) -> None:
+    model = clip.train(Job("clip", 2, 4, 1e-4, tmp_path), reader, words)
     assert 0.0 <= clip.accuracy(model, words, 4) <= 1.0
 
 

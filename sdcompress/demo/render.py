@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -29,12 +30,16 @@ class Placed:
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
     """Draws a scene as RGB, 128 x 128; what the scene leaves open is drawn from `rng`."""
+    return draw(scene, place(scene, rng))
+
+
+def draw(scene: Scene, places: Sequence[Placed]) -> Image.Image:
+    """Draws a scene's objects where `places` says, as RGB, 128 x 128."""
     background = BACKGROUNDS[scene.background or "white"]
     canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), background)
-    draw = ImageDraw.Draw(canvas)
-    for thing, placed in zip(scene.objects, _place(scene, rng), strict=True):
-        colour = COLOURS[thing.colour]
-        _draw_shape(draw, thing.shape, placed, colour, background)
+    pen = ImageDraw.Draw(canvas)
+    for thing, placed in zip(scene.objects, places, strict=True):
+        _draw_shape(pen, thing.shape, placed, COLOURS[thing.colour], background)
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
@@ -46,7 +51,8 @@ def shape_mask(shape: str, size: int) -> Image.Image:
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 
-def _place(scene: Scene, rng: random.Random) -> list[Placed]:
+def place(scene: Scene, rng: random.Random) -> list[Placed]:
+    """Chooses sizes and positions that show the scene: inside the picture, without touching."""
     radii = [
         RADII[thing.size or rng.choice(SIZES)] * rng.uniform(0.95, 1.05) for thing in scene.objects
     ]
@@ -86,7 +92,7 @@ def _across(radii: list[float], distance: float, rng: random.Random) -> list[flo
 
 
 def _draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, placed: Placed, colour: Ink, background: Ink
+    pen: ImageDraw.ImageDraw, shape: str, placed: Placed, colour: Ink, background: Ink
 ) -> None:
     x, y, r = placed.x * _SCALE, placed.y * _SCALE, placed.radius * _SCALE
 
@@ -94,12 +100,12 @@ def _draw_shape(
         return [(x + px * r, y + py * r) for px, py in points]
 
     if shape in ("circle", "ring"):
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         if shape == "ring":
             hole = 0.5 * r
-            draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
+            pen.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
     else:
-        draw.polygon(at(_OUTLINES[shape]), fill=colour)
+        pen.polygon(at(_OUTLINES[shape]), fill=colour)
 
 
 def _star() -> list[Point]:

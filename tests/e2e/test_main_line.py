@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -194,3 +195,28 @@ def test_a_model_that_overflows_is_a_clear_error(build_folder: Path, tmp_path: P
     with pytest.raises(SdcompressError, match=r"NaN or infinite|not finite"):
         quantize(recipe, tmp_path / "out" / "x")
     assert not (tmp_path / "out" / "x").exists()
+
+
+def small_disk(place: Path, megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command while `place` is a disk of this size; lists what is left on it."""
+    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {shlex.quote(str(place))}"
+    script = f"{mount} || exit 77; {shlex.join(command)}; code=$?; find {place}; exit $code"
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs Linux' unshare")
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    if small_disk(tmp_path, 1, "true").returncode:
+        pytest.skip("this user may not mount a small disk")
+    console_script = str(Path(sys.executable).with_name("sdcompress"))
+    result = small_disk(tmp_path, 20, console_script, "convert", "demo", str(tmp_path / "out"))
+    assert result.returncode == 2, result.stderr
+    assert "could not write the IR" in result.stderr
+    assert "are free on that disk" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not [line for line in result.stdout.splitlines() if line.endswith((".xml", ".bin"))]

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot tear, and the loop that resumes from them."""
+"""The training loop, with checkpoints that a kill cannot tear and from which it resumes."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 _SECONDS_BETWEEN_SAVES = 60.0
+_SECONDS_BETWEEN_LINES = 20.0
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,44 @@ class Job:
 
 def run(
     job: Job,
-    state: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    step: Callable[[int], float],
+    modules: dict[str, torch.nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+    loss: Callable[[int], torch.Tensor],
+    after: Callable[[], None] | None = None,
 ) -> None:
-    """Calls `step(index)` for each step left, with warm-up and cosine decay, saving on the way.
+    """Lowers `loss(index)` for each step left, with warm-up and cosine decay, saving on the way.
 
-    `state` maps names to modules with state_dict; randomness must depend on the index alone, so
-    that a resumed run equals an uninterrupted one.
+    Gradients are clipped to norm 1; `after` is called after each update. Randomness must depend on
+    the index alone, so that a resumed run equals an uninterrupted one.
     """
-    state = {**state, "optimizer": optimizer}
+    state = {**modules, **optimizers}
+    peaks = [group["lr"] for group in _groups(optimizers)]
     done = _resume(job, state)
+    groups = _groups(optimizers)
+    parameters = [one for group in groups for one in group["params"]]
     saved = shown = time.monotonic()
     for index in range(done, job.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = job.learning_rate * schedule(index, job.steps)
-        loss = step(index)
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * schedule(index, job.steps)
+        current = loss(index)
+        current.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        if after:
+            after()
         now = time.monotonic()
         if now - saved > _SECONDS_BETWEEN_SAVES or index + 1 == job.steps:
             save(job, state, index + 1)
             saved = now
-        if now - shown > 20.0 or index + 1 == job.steps:
-            print(f"{job.name} {index + 1}/{job.steps} loss {loss:.5f}", flush=True)  # noqa: T201
+        if now - shown > _SECONDS_BETWEEN_LINES or index + 1 == job.steps:
+            print(f"{job.name} {index + 1}/{job.steps} loss {current.item():.5f}", flush=True)  # noqa: T201
             shown = now
+
+
+def _groups(optimizers: dict[str, torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers.values() for group in optimizer.param_groups]
 
 
 def schedule(index: int, steps: int) -> float:

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 
 from sdcompress.demo.grammar import Scene, caption, sample_split
-from sdcompress.demo.render import render
+from sdcompress.demo.render import Placed, draw, place
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One scene, what is said of it, and what it looks like (uint8 [128, 128, 3])."""
+    """One scene, what is said of it, where it lies, what it looks like (uint8 [128, 128, 3])."""
 
     scene: Scene
     caption: str
+    places: tuple[Placed, ...]
     pixels: Array
 
 
@@ -25,7 +26,9 @@ def example(seed: int, *, held_out: bool = False) -> Example:
     """Makes the example with this seed; the same seed gives the same example everywhere."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     scene = sample_split(rng, held_out=held_out)
-    return Example(scene, caption(scene, rng), np.asarray(render(scene, rng)))
+    text = caption(scene, rng)
+    places = tuple(place(scene, rng))
+    return Example(scene, text, places, np.asarray(draw(scene, places)))
 
 
 def batch(first: int, count: int, *, held_out: bool = False) -> tuple[list[Example], Array]:

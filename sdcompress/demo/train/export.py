@@ -22,6 +22,14 @@ from transformers import (
 from sdcompress.demo.train.tokenizer import build as build_tokenizer
 from sdcompress.demo.train.unet import NOISE
 
+_SCHEDULER = {
+    **NOISE,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,  # for the schedulers made from this configuration, as in SD's folder
+}
+
 
 def export_pipeline(
     vae: AutoencoderKL,
@@ -33,7 +41,7 @@ def export_pipeline(
 ) -> None:
     """Writes a StableDiffusionPipeline folder with SD 2.1-base's conventions."""
     vae.register_to_config(scaling_factor=scaling_factor)
-    scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    scheduler = PNDMScheduler.from_config(_SCHEDULER)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=unet,

@@ -40,23 +40,20 @@ def train(plan: Job, latents: Latents, vae: AutoencoderKL) -> AutoencoderTiny:
     place = device()
     vae = vae.to(place, memory_format=torch.channels_last).eval()
     tiny = build().to(place, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(tiny.decoder.parameters(), betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        tiny.decoder.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99)
+    )
 
-    def step(index: int) -> float:
+    def loss(index: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(index)
         crop = _crops(latents, plan.batch, random).to(place, memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(place.type, torch.bfloat16):
             wanted = vae.decode(crop).sample.float().clamp(-1, 1)
         with torch.autocast(place.type, torch.bfloat16):
             drawn = tiny.decode(crop * latents.scaling_factor).sample.float()
-        loss = reconstruction_loss(drawn, wanted)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(tiny.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
+        return reconstruction_loss(drawn, wanted)
 
-    run(plan, {"model": tiny}, optimizer, step)
+    run(plan, {"model": tiny}, {"optimizer": optimizer}, loss)
     return tiny
 
 

@@ -1,4 +1,4 @@
-"""Trains the UNet with the text encoder: epsilon prediction, captions dropped for guidance.
+"""Trains the UNet behind the frozen text encoder: epsilon prediction, some captions dropped.
 
 Loss weights follow Min-SNR-5 (arXiv:2303.09556); the weights kept are an exponential average.
 """
@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdcompress.demo.train.checkpoint import Job, device, run
-from sdcompress.demo.train.clip import text_config
 from sdcompress.demo.train.data import batch
+from sdcompress.demo.train.muon import optimizers
 from sdcompress.demo.train.tokenizer import MAX_TOKENS
 
 NOISE = {
@@ -33,7 +34,7 @@ _FIRST_SEED = 10_000_000
 
 @dataclass(frozen=True)
 class Latents:
-    """The training set behind the VAE: posterior means [n, 4, 16, 16], token ids [n, 77]."""
+    """The training set behind the VAE: float16 means [n, 4, 16, 16], token ids [n, 77]."""
 
     means: np.ndarray[Any, Any]
     token_ids: np.ndarray[Any, Any]
@@ -57,7 +58,7 @@ def build() -> UNet2DConditionModel:
 
 
 def job(folder: Path, steps: int) -> Job:
-    return Job("unet", steps, batch=32, learning_rate=8e-4, folder=folder)
+    return Job("unet", steps, batch=64, learning_rate=1e-3, folder=folder)
 
 
 def encode_training_set(
@@ -95,56 +96,67 @@ def _encode(vae: AutoencoderKL, tokenizer: CLIPTokenizer, file: Path, count: int
 
 
 def train(
-    plan: Job, latents: Latents, tokenizer: CLIPTokenizer
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains both jointly and returns their averaged weights."""
+    plan: Job,
+    latents: Latents,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    compiled: bool = False,
+) -> UNet2DConditionModel:
+    """Trains on the text encoder's states as they are, and returns the averaged weights.
+
+    `compiled` runs the network through torch.compile, which needs a C++ compiler.
+    """
     torch.manual_seed(2)
     place = device()
     unet = build().to(place, memory_format=torch.channels_last)
-    text = CLIPTextModel(text_config(tokenizer)).to(place)
-    both = torch.nn.ModuleDict({"unet": unet, "text": text})
-    rule = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    average = AveragedModel(both, multi_avg_fn=rule)
-    optimizer = torch.optim.AdamW(both.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    unet.set_attn_processor(AttnProcessor())  # learns 1.3 x as fast on CPU as the fused attention
+    forward = torch.compile(unet) if compiled else unet
+    rule = get_ema_multi_avg_fn(0.999)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    average = AveragedModel(unet, multi_avg_fn=rule)
     noise_schedule = DDPMScheduler(**NOISE)
-    empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS).input_ids
+    empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS, return_tensors="np")
+    all_states = _text_states(text.to(place), latents.token_ids)
+    no_caption = _text_states(text, empty.input_ids)[0]
 
-    def step(index: int) -> float:
+    def loss(index: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(index)
-        clean, ids = _draw(latents, plan.batch, empty, random)
-        clean, ids = clean.to(place, memory_format=torch.channels_last), ids.to(place)
+        chosen = torch.randint(0, len(latents.means), (plan.batch,), generator=random)
+        states = all_states[chosen]
+        states[torch.rand(plan.batch, generator=random) < _CAPTION_DROP] = no_caption
+        means = torch.from_numpy(latents.means[chosen.numpy()].astype(np.float32))
+        clean = (means * latents.scaling_factor).to(place, memory_format=torch.channels_last)
         noise = torch.randn(clean.shape, generator=random)
         noise = noise + _OFFSET * torch.randn(*clean.shape[:2], 1, 1, generator=random)
         noise = noise.to(clean)
         times = torch.randint(0, 1000, (plan.batch,), generator=random).to(place)
         noisy = noise_schedule.add_noise(clean, noise, times)
         with torch.autocast(place.type, torch.bfloat16):
-            states = text(input_ids=ids).last_hidden_state
-            predicted = unet(noisy, times, states).sample.float()
-        errors = (predicted - noise).square().mean(dim=(1, 2, 3))
-        loss = (errors * _weights(noise_schedule, times)).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(both)
-        return float(loss.detach())
+            predicted = forward(noisy, times, states.float().to(place)).sample.float()
+        errors: torch.Tensor = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return (errors * _weights(noise_schedule, times)).mean()
 
-    run(plan, {"model": both, "average": average}, optimizer, step)
-    averaged = cast("torch.nn.ModuleDict", average.module)
-    return averaged["unet"], averaged["text"]
+    run(
+        plan,
+        {"model": unet, "average": average},
+        optimizers(unet, plan.learning_rate),
+        loss,
+        after=lambda: average.update_parameters(unet),
+    )
+    averaged = cast("UNet2DConditionModel", average.module)
+    averaged.set_default_attn_processor()
+    return averaged
 
 
-def _draw(
-    latents: Latents, count: int, empty: list[int], random: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws scaled latents [n, 4, 16, 16] and token ids [n, 77], some captions dropped."""
-    chosen = torch.randint(0, len(latents.means), (count,), generator=random).numpy()
-    means = torch.from_numpy(latents.means[chosen].astype(np.float32))
-    ids = torch.from_numpy(latents.token_ids[chosen].astype(np.int64))
-    dropped = torch.rand(count, generator=random) < _CAPTION_DROP
-    ids[dropped] = torch.tensor(empty)
-    return means * latents.scaling_factor, ids
+@torch.no_grad()
+def _text_states(text: CLIPTextModel, token_ids: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Returns the last hidden states [n, 77, 128] as float16, on the CPU; they are large."""
+    place = next(text.parameters()).device
+    states = [
+        text(input_ids=torch.from_numpy(part.astype(np.int64)).to(place)).last_hidden_state.half()
+        for part in np.array_split(token_ids, -(-len(token_ids) // 100))
+    ]
+    return torch.cat([part.cpu() for part in states])
 
 
 def _weights(noise_schedule: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:

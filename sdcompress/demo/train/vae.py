@@ -1,4 +1,8 @@
-"""Trains the AutoencoderKL: f = 8, 4 latent channels, as SD's, on rendered scenes."""
+"""Trains the AutoencoderKL: f = 8, 4 latent channels, as SD's, on rendered scenes.
+
+First all of it on crops, then, once the latents are fixed, the decoder alone on whole pictures, as
+was done for SD's own: its group norms see other statistics there than on crops.
+"""
 
 from pathlib import Path
 
@@ -9,9 +13,11 @@ from torch.nn import functional
 
 from sdcompress.demo.train.checkpoint import Job, device, run
 from sdcompress.demo.train.data import Array, batch
+from sdcompress.demo.train.muon import optimizers
 
 _KL_WEIGHT = 1e-5
 _CROP = 64
+_REFINING_SEED = 40_000_000
 
 
 def build() -> AutoencoderKL:
@@ -41,22 +47,20 @@ def train(plan: Job) -> AutoencoderKL:
     torch.manual_seed(0)
     place = device()
     vae = build().to(place, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+    )
 
-    def step(index: int) -> float:
+    def loss(index: int) -> torch.Tensor:
         noise = torch.Generator(device=place).manual_seed(index)
         pixels = crops(index, plan.batch).to(place, memory_format=torch.channels_last)
         with torch.autocast(place.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             drawn = vae.decode(posterior.sample(generator=noise)).sample.float()
-        loss = reconstruction_loss(drawn, pixels) + _KL_WEIGHT * posterior.kl().mean().float()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
+        divergence: torch.Tensor = posterior.kl().mean().float()
+        return reconstruction_loss(drawn, pixels) + _KL_WEIGHT * divergence
 
-    run(plan, {"model": vae}, optimizer, step)
+    run(plan, {"model": vae}, {"optimizer": optimizer}, loss)
     return centred_on_white(vae)
 
 
@@ -73,6 +77,33 @@ def centred_on_white(vae: AutoencoderKL) -> AutoencoderKL:
     vae.quant_conv.bias[:4] -= shift
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift
     return vae
+
+
+def refining_job(folder: Path, steps: int) -> Job:
+    return Job("decoder", steps, batch=8, learning_rate=1e-3, folder=folder)
+
+
+def refine(plan: Job, vae: AutoencoderKL, *, compiled: bool = False) -> None:
+    """Trains the decoder in place, on whole pictures; the encoder stays as it is.
+
+    `compiled` runs the decoder through torch.compile, which needs a C++ compiler.
+    """
+    torch.manual_seed(5)
+    place = device()
+    vae = vae.to(place, memory_format=torch.channels_last).eval()
+    decoder = torch.nn.Sequential(vae.post_quant_conv, vae.decoder)
+    forward = torch.compile(decoder) if compiled else decoder
+
+    def loss(index: int) -> torch.Tensor:
+        _, pixels = batch(_REFINING_SEED + index * plan.batch, plan.batch)
+        wanted = torch.from_numpy(pixels).to(place, memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(wanted).latent_dist.mean
+            drawn = forward(latents).float()
+        return reconstruction_loss(drawn, wanted)
+
+    run(plan, {"model": decoder}, optimizers(decoder, plan.learning_rate), loss)
 
 
 def crops(index: int, count: int) -> torch.Tensor:
