@@ -6,9 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sdcompress.errors import BundleError, InputError
 from sdcompress.ir import IR_NAME
-from sdcompress.runtime import Manifest, hash_files, write_manifest
+from sdcompress.runtime import Manifest, hash_files, read_manifest, write_manifest
+from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 
+REPORT = "report"
 _SHARED = ("model_index.json", "scheduler", "tokenizer")
 _TOOLS = ("sdcompress", "openvino", "nncf", "optimum-intel", "diffusers", "transformers", "torch")
 
@@ -33,6 +36,34 @@ def seal(
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     versions = {name: version(name) for name in _TOOLS}
     write_manifest(folder, Manifest(recipe, model, versions, quality, hash_files(folder, names)))
+
+
+def require_replaceable(target: Path) -> None:
+    """Raises InputError unless `target` is free, empty or entirely the result of an earlier run."""
+    if target == Path.cwd():
+        raise InputError(f"{target} is the current folder; choose a new one with --output")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file; --output must be a folder")
+    foreign = _foreign_file(target)
+    if foreign:
+        raise InputError(
+            f"{target} holds {foreign}, which sdcompress did not write and would delete; "
+            "choose another --output"
+        )
+
+
+def _foreign_file(folder: Path) -> str | None:
+    """Returns a file that neither the manifest nor the report of an earlier run accounts for."""
+    present = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+    ours: set[str] = set()
+    try:
+        ours = {MANIFEST, *read_manifest(folder).files}
+    except BundleError:
+        if (folder / REPORT / "report.json").is_file():
+            ours = {name for name in present if name.startswith(f"{REPORT}/")}
+    return next((name for name in present if name not in ours), None)
 
 
 def publish(finished: Path, output: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdcompress.errors import CalibrationError
+from sdcompress.errors import CalibrationError, SdcompressError
 from sdcompress.prompts import Prompt
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import Calibrate
@@ -163,28 +163,37 @@ def stratified_steps(calls: int, prompts: int, steps: int, seed: int) -> list[fr
 def write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     """Streams rows of numpy arrays and plain values into an Arrow dataset at `folder`."""
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
     first = next(rows)
     buffer = folder.with_suffix(".buffer")
-    with quiet_libraries():
-        dataset = Dataset.from_generator(
-            lambda: chain([first], rows),
-            features=_features(first),
-            cache_dir=str(buffer),
-            fingerprint=folder.name,
-            writer_batch_size=16,
-        )
-        dataset.save_to_disk(folder)
+    try:
+        with quiet_libraries():
+            dataset = Dataset.from_generator(
+                lambda: chain([first], rows),
+                features=_features(first),
+                cache_dir=str(buffer),
+                fingerprint=folder.name,
+                writer_batch_size=16,
+            )
+            dataset.save_to_disk(folder)
+    except DatasetGenerationError as wrapper:
+        if isinstance(wrapper.__cause__, SdcompressError | OSError):
+            raise wrapper.__cause__ from None
+        raise
     del dataset  # unmaps the buffer, which Windows cannot delete while it is open
     shutil.rmtree(buffer)
 
 
-def read_inputs(folder: Path, component: str) -> "ModelInputs":
-    """Opens the recorded inputs of one component."""
+def read_inputs(folder: Path, component: str, batch: int = 1) -> "ModelInputs":
+    """Opens the recorded inputs of one component, `batch` rows to a model input.
+
+    A UNet of fixed batch 2 gets what it gets when drawing: both branches of one call.
+    """
     from datasets import Dataset
 
     dataset = Dataset.load_from_disk(folder / component).with_format("numpy")
-    return ModelInputs(dataset, _INPUTS[component])
+    return ModelInputs(dataset, _INPUTS[component], batch)
 
 
 _INPUTS = {
@@ -196,17 +205,22 @@ _INPUTS = {
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Recorded rows as model inputs of batch 1. Can be iterated again and again, as NNCF does."""
+    """Recorded rows as model inputs. Can be iterated again and again, as NNCF does."""
 
     dataset: Any
     types: dict[str, str]
+    batch: int = 1
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) // self.batch
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        for row in self.dataset:
-            yield {name: np.asarray(row[name], kind)[None] for name, kind in self.types.items()}
+        for rows in self.dataset.iter(self.batch, drop_last_batch=True):
+            yield {name: self._input(rows[name], kind) for name, kind in self.types.items()}
+
+    def _input(self, values: Any, kind: str) -> Array:
+        stacked = np.asarray(values, kind)
+        return stacked[:1] if stacked.ndim == 1 else stacked  # one timestep for the whole batch
 
 
 def _features(row: dict[str, Any]) -> Any:

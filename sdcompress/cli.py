@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. No decisions are made here."""
 
 import functools
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -57,7 +58,8 @@ def _recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
     def loading(
         recipe: str, model: str | None, overrides: tuple[str, ...], device: str | None, **rest: Any
     ) -> None:
-        extra = [f"{key}={value}" for key, value in (("model", model), ("device", device)) if value]
+        given = {"model": model, "device": device}
+        extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
         command(_load(recipe, (*overrides, *extra)), **rest)
 
     return loading
@@ -114,14 +116,13 @@ def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
 def calibrate(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
     """Record calibration inputs only, for later runs of the same recipe to reuse.
 
-    Prints the folder of the Arrow datasets and their provenance.
+    Prints the folder of the Arrow datasets and their provenance. It lies in .sdcompress beside
+    the output folder, where `quantize` with the same --output finds it.
     """
     from sdcompress.progress import TerminalProgress
-    from sdcompress.workflow import output_folder, production_line
+    from sdcompress.workflow import calibrate as run_calibrate
 
-    target = output_folder(recipe, output)
-    with production_line(recipe, target, fresh=fresh, progress=TerminalProgress()) as line:
-        click.echo(line.calibrated())
+    click.echo(run_calibrate(recipe, output, fresh=fresh, progress=TerminalProgress()))
 
 
 @main.command()
@@ -131,7 +132,7 @@ def calibrate(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
 @click.option("--variant", help="Weight file variant, for example fp16.")
 @click.option("--width", type=int, help="Fix the picture width in pixels.")
 @click.option("--height", type=int, help="Fix the picture height in pixels.")
-@click.option("--batch", type=int, help="Fix the UNet batch; guidance doubles it.")
+@click.option("--batch", type=int, help="Fix the UNet batch: 2 with guidance, 1 without.")
 def convert(model: str, output: Path, **options: Any) -> None:
     """Convert MODEL to FP32 OpenVINO IR in the new folder OUTPUT.
 
@@ -151,7 +152,10 @@ def convert(model: str, output: Path, **options: Any) -> None:
               help="Change one value of the bundle's recipe; may be repeated.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure everything anew, reuse nothing.")
 def evaluate(bundle: Path, output: Path | None, overrides: tuple[str, ...], *, fresh: bool) -> None:
-    """Measure BUNDLE anew against its FP32 baseline and judge it by its recipe's budgets."""
+    """Measure BUNDLE against its FP32 baseline and judge it by its recipe's budgets.
+
+    Figures of an earlier evaluation are reused while nothing they depend on has changed.
+    """
     from sdcompress.progress import TerminalProgress
     from sdcompress.workflow import evaluate as run_evaluate
 

@@ -65,7 +65,7 @@ def compress(
     """Reads the FP32 IR in `baseline`, compresses it and writes it to `folder`.
 
     `has_vnni` says whether the target multiplies 8-bit integers without intermediate overflow
-    (VNNI or AMX); without, `overflow_fix: auto` halves the weight range of the first layers.
+    (VNNI or AMX); without, `overflow_fix: auto` halves the range of all quantized weights.
     Raises CompressionError when calibration inputs are missing or NNCF rejects the combination.
     """
     model = ov.Core().read_model(baseline / IR_NAME)

@@ -27,6 +27,7 @@ _EXPORT_CONFIGS = {
     "vae_decoder": ("semantic-segmentation", "vae-decoder"),
     "vae_encoder": ("semantic-segmentation", "vae-encoder"),
 }
+_KEPT = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def convert(
         try:
             with quiet_libraries(), writing_ir(folder):
                 _export(source, component, folder / component)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConversionError(
                 f"{component} of {source.id} could not be converted: {error}. Check that "
                 f"{source.folder} loads in diffusers' StableDiffusionPipeline"
@@ -71,7 +72,12 @@ def convert(
 
 def _copy_settings(source: Source, folder: Path) -> None:
     (folder / "scheduler").mkdir(parents=True)
-    shutil.copyfile(source.folder / "model_index.json", folder / "model_index.json")
+    index = json.loads((source.folder / "model_index.json").read_text("utf-8"))
+    for name, value in index.items():
+        if isinstance(value, list) and name not in _KEPT:
+            index[name] = [None, None]  # loaders would look for its folder
+    index["requires_safety_checker"] = False
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     settings = "scheduler/scheduler_config.json"
     shutil.copyfile(source.folder / settings, folder / settings)
 

@@ -1,14 +1,15 @@
 """Draws pictures from a bundle for the command line; needs the runtime's packages only."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sdcompress.runtime import InputError, Pipeline, Settings, read_manifest, save_png
-from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.runtime import InputError, Pipeline, save_png
+
+_MAX_SIDE = 4096
 
 
 def draw(
@@ -34,9 +35,9 @@ def draw(
         raise InputError(f"{output}: pictures are written as PNG; give a name ending in .png")
     if size is not None:
         settings["width"], settings["height"] = _parse_size(size)
-    chosen = bundled_settings(bundle) | {k: v for k, v in settings.items() if v is not None}
-    resolved = Settings(**chosen)
     pipeline = Pipeline.load(bundle, device=device)
+    given = {name: value for name, value in settings.items() if value is not None}
+    resolved = replace(pipeline.settings, **given)
     for index in range(count):
         calls = len(pipeline.plan(resolved).timesteps)
         with click.progressbar(length=calls, label=f"seed {seed + index}") as bar:
@@ -55,16 +56,10 @@ def draw(
         yield file
 
 
-def bundled_settings(bundle: Path) -> dict[str, Any]:
-    """Returns the sampling settings a bundle was evaluated with; none for a plain IR folder."""
-    if not (bundle / MANIFEST).exists():
-        return {}
-    sampling = read_manifest(bundle).recipe["sampling"]
-    return {name: value for name, value in sampling.items() if value is not None}
-
-
 def _parse_size(size: str) -> tuple[int, int]:
     width, separator, height = size.lower().partition("x")
-    if not separator or not width.isdigit() or not height.isdigit():
+    if not separator or not width.isdecimal() or not height.isdecimal():
         raise InputError(f"--size {size}: expected WIDTHxHEIGHT in pixels, for example 512x512")
+    if max(int(width), int(height)) > _MAX_SIDE:
+        raise InputError(f"--size {size}: at most {_MAX_SIDE} pixels a side")
     return int(width), int(height)

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from sdcompress.calibrate import calibrate, read_inputs
+from sdcompress.calibrate import ModelInputs, calibrate, read_inputs
 from sdcompress.compress import CompressedIR, compress
 from sdcompress.convert import convert
 from sdcompress.demo import CLIP_DIR
@@ -19,42 +19,66 @@ from sdcompress.processor import has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Recipe
-from sdcompress.runtime import Pipeline, Settings, require_device
+from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
 
 _HUB_SCORER = "openai/clip-vit-large-patch14"
-_CONVERT_TOOLS = ("optimum-intel", "openvino", "openvino-tokenizers", "torch", "transformers")
+_CONVERT_TOOLS = (
+    "diffusers",
+    "openvino",
+    "openvino-tokenizers",
+    "optimum-intel",
+    "torch",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
 class Material:
-    """All that a run needs from outside, found before any long work begins."""
+    """What a run builds from, found before any long work begins."""
 
     source: Source
     calibration_prompts: tuple[Prompt, ...]
-    evaluation_prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a run is judged with."""
+
+    prompts: tuple[Prompt, ...]
     scorer: ClipScorer
 
 
-def find_material(recipe: Recipe, progress: Progress) -> Material:
-    """Locates model, prompts and scorer. Raises a SdcompressError for whatever cannot be used."""
-    chosen, judged = recipe.calibrate, recipe.evaluate
-    evaluation = load_prompts(judged.prompt_set, judged.prompts, judged.seed)
-    calibration: tuple[Prompt, ...] = ()
-    if recipe.compress.needs_calibration:
-        calibration = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
-    shared = {prompt.text for prompt in calibration} & {prompt.text for prompt in evaluation}
+def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True) -> Material:
+    """Locates device, model, scheduler and calibration prompts.
+
+    Raises a SdcompressError for whatever cannot be used.
+    """
+    chosen = recipe.calibrate
+    prompts: tuple[Prompt, ...] = ()
+    if calibrates and recipe.compress.needs_calibration:
+        prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
+    require_device(recipe.device)
+    source = locate(recipe.model, recipe.revision, recipe.variant, progress)
+    require_scheduler(source.folder, recipe.sampling.scheduler)
+    return Material(source, prompts)
+
+
+def find_judging(recipe: Recipe, material: Material) -> Judging:
+    """Locates evaluation prompts and scorer.
+
+    Raises a SdcompressError for whatever cannot be used, and when prompts are calibrated on too.
+    """
+    chosen = recipe.evaluate
+    prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
+    shared = {one.text for one in material.calibration_prompts} & {one.text for one in prompts}
     if shared:
         raise CalibrationError(
             f"{len(shared)} prompts are in the calibration and in the evaluation set, for "
             f"example '{min(shared)}': a model judged on them looks better than it is"
         )
-    require_device(recipe.device)
-    source = locate(recipe.model, recipe.revision, recipe.variant)
-    if source.notice:
-        progress.notice(source.notice)
-    return Material(source, calibration, evaluation, _scorer(recipe))
+    return Judging(prompts, _scorer(recipe))
 
 
 def _scorer(recipe: Recipe) -> ClipScorer:
@@ -84,6 +108,7 @@ class Line:
     def converted_key(self) -> str:
         return key_of(
             model=self.source.revision,
+            variant=self.source.variant,
             options=self.recipe.convert.model_dump(),
             tools={name: version(name) for name in _CONVERT_TOOLS},
         )
@@ -153,6 +178,10 @@ class Line:
         recorded = self.calibrated() if needs_inputs else None
         return {c: self._compressed(c, baseline, recorded) for c in COMPONENTS}
 
+    def _inputs(self, recorded: Path, component: str) -> ModelInputs:
+        batch = self.recipe.convert.batch if component == "unet" else None
+        return read_inputs(recorded, component, batch or 1)
+
     def _compressed(self, component: str, baseline: Path, recorded: Path | None) -> CompressedIR:
         options = self.recipe.compress.method_of(component)
 
@@ -162,7 +191,7 @@ class Line:
                 baseline / component,
                 options,
                 folder / component,
-                inputs=read_inputs(recorded, component) if recorded and quantizes else None,
+                inputs=self._inputs(recorded, component) if recorded and quantizes else None,
                 has_vnni=has_vnni(),
             )
             write_record(

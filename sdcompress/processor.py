@@ -5,7 +5,8 @@ from functools import cache
 import cpuinfo
 
 # Any of these multiplies 8-bit integers into 32-bit sums without intermediate saturation.
-_VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+# Linux names the first avx512_vnni; read from the processor itself, as on Windows, avx512vnni.
+_VNNI_FLAGS = {"avx512_vnni", "avx512vnni", "avx_vnni", "amx_int8"}
 
 
 @cache

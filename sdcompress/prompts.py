@@ -55,7 +55,7 @@ def _read(file: Path) -> list[Prompt]:
     try:
         with quiet_libraries():
             rows = Dataset.from_json(str(file), keep_in_memory=True)
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError, RuntimeError) as error:
         raise CalibrationError(
             f"{file}: cannot be read as JSON Lines, one object with a `prompt` per line: {error}"
         ) from error
@@ -66,5 +66,8 @@ def _read(file: Path) -> list[Prompt]:
         text = row["prompt"]
         if not isinstance(text, str) or not text.strip():
             raise CalibrationError(f"{file}:{line}: `prompt` is empty or not text: {text!r}")
-        prompts.append(Prompt(text, row.get("negative_prompt"), row.get("category")))
+        negative = row.get("negative_prompt")
+        if not isinstance(negative, str | None):
+            raise CalibrationError(f"{file}:{line}: `negative_prompt` is not text: {negative!r}")
+        prompts.append(Prompt(text, negative, row.get("category")))
     return prompts

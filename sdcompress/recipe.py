@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sdcompress.recipe_yaml import Layers, apply_overrides, read_layers, report_faults
+from sdcompress.recipe_yaml import (
+    FaultyKeyError,
+    Layers,
+    apply_overrides,
+    read_layers,
+    report_faults,
+)
 
 DEMO = "demo"
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -29,7 +35,7 @@ class Section(BaseModel):
 class Convert(Section):
     """FP IR. An axis left at null stays dynamic; a number fixes it, which compiles tighter."""
 
-    batch: Annotated[int, Field(ge=1, le=64)] | None = None
+    batch: Literal[1, 2] | None = None
     height: PixelSize | None = None
     width: PixelSize | None = None
 
@@ -142,14 +148,16 @@ class Compress(Section):
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:
         if isinstance(self.vae_encoder, ActivationQuantization):
-            raise ValueError(
+            raise FaultyKeyError(
+                "vae_encoder",
                 f"vae_encoder cannot use '{self.vae_encoder.method}': calibration denoises from "
-                "noise and records no encoder inputs; use fp16, int8_weights or int4_weights"
+                "noise and records no encoder inputs; use fp16, int8_weights or int4_weights",
             )
         if isinstance(self.text_encoder, Hybrid):
-            raise ValueError(
+            raise FaultyKeyError(
+                "text_encoder",
                 "text_encoder cannot use 'hybrid': it has no convolutions to quantize; "
-                "use int8_weights or int8"
+                "use int8_weights or int8",
             )
         return self
 
@@ -218,25 +226,47 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        self._shapes_agree()
+        self._prompts_agree()
+        return self
+
+    def _shapes_agree(self) -> None:
         fixed = (self.convert.width, self.convert.height)
         drawn = (self.sampling.width, self.sampling.height)
         if fixed not in ((None, None), drawn):
-            raise ValueError(
+            raise FaultyKeyError(
+                "convert.width",
                 f"convert fixes {fixed[0]} x {fixed[1]} but sampling draws "
-                f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size"
+                f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size",
             )
-        if self.convert.batch == 1 and self.sampling.guidance_scale > 1.0:
-            raise ValueError(
-                "convert.batch is 1 but guidance runs both branches as a batch of 2: "
-                "set convert.batch to 2 or null"
+        branches = 2 if self.sampling.guidance_scale > 1.0 else 1
+        if self.convert.batch not in (None, branches):
+            raise FaultyKeyError(
+                "convert.batch",
+                f"a guidance scale of {self.sampling.guidance_scale:g} runs the UNet on a batch of "
+                f"{branches}: set {branches} or null",
+            )
+
+    def _prompts_agree(self) -> None:
+        if not self.compress.needs_calibration:
+            return
+        branches = 2 if self.sampling.guidance_scale > 1.0 else 1
+        calls, most = self.calibrate.samples // branches, self.calibrate.prompts
+        most *= self.sampling.steps
+        if calls > most:
+            raise FaultyKeyError(
+                "calibrate.samples",
+                f"{self.calibrate.samples} UNet inputs are {calls} calls, but "
+                f"{self.calibrate.prompts} prompts of {self.sampling.steps} steps make only "
+                f"{most}: raise calibrate.prompts or lower samples",
             )
         shared = self.calibrate.prompt_set == self.evaluate.prompt_set
-        if shared and self.compress.needs_calibration:
-            raise ValueError(
-                f"calibrate and evaluate both use the prompt set '{self.evaluate.prompt_set}': "
-                "a model judged on its calibration prompts looks better than it is"
+        if shared:
+            raise FaultyKeyError(
+                "evaluate.prompt_set",
+                f"calibrate uses the prompt set '{self.evaluate.prompt_set}' as well: a model "
+                "judged on its calibration prompts looks better than it is",
             )
-        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the full recipe, defaults filled in, as plain JSON types."""

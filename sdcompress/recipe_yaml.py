@@ -6,6 +6,7 @@ the typed recipe can say where it is.
 
 import copy
 import difflib
+import re
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,14 @@ from pydantic import BaseModel, ValidationError
 from sdcompress.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
+
+
+class FaultyKeyError(ValueError):
+    """A combination that cannot be, found by a validator and blamed on one key below it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.path: KeyPath = tuple(key.split("."))
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ def read_layers(file: Path, overrides: tuple[str, ...]) -> Layers:
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
         raise RecipeError(f"{file}: expected a mapping of recipe keys, found {_kind(data)}")
     origins: dict[KeyPath, str] = {(): f"{file}:1"}
-    _index(file, node, (), origins)
+    try:
+        _index(file, node, (), origins)
+    except RecursionError:
+        raise RecipeError(f"{file}: an alias (*name) refers to what contains it") from None
     return apply_overrides(Layers(file, data, origins), overrides)
 
 
@@ -130,7 +142,9 @@ def _apply(layers: Layers, override: str) -> None:
 
 
 def _describe(layers: Layers, model: type[BaseModel], fault: Any) -> str:
-    path = _written_path(layers.data, fault["loc"])
+    cause = fault.get("ctx", {}).get("error")
+    below = cause.path if isinstance(cause, FaultyKeyError) else ()
+    path = _written_path(layers.data, (*fault["loc"], *below))
     where, key = layers.where(path), _dotted(path)
     subject = f"  {where}: {key}: " if key else f"  {where}: "
     if fault["type"] == "extra_forbidden":
@@ -141,6 +155,8 @@ def _describe(layers: Layers, model: type[BaseModel], fault: Any) -> str:
         return subject + _unknown_method(fault)
     message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     found = fault["input"]
+    if fault["type"] == "literal_error" and isinstance(found, str):
+        message += _nearest(found, fault["ctx"]["expected"])
     if isinstance(found, dict | BaseModel):
         return subject + message
     return f"{subject}{message}, found {found!r} ({_kind(found)})"
@@ -151,9 +167,13 @@ def _unknown_method(fault: Any) -> str:
     given = fault["ctx"].get("tag")
     if given is None:
         return "expected a mapping with a `method`, for example {method: int8_weights}"
-    nearest = difflib.get_close_matches(str(given), [t.strip(" '") for t in expected.split(",")])
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    return f"unknown method '{given}', expected one of {expected}{hint}"
+    return f"unknown method '{given}', expected one of {expected}{_nearest(str(given), expected)}"
+
+
+def _nearest(given: str, expected: str) -> str:
+    """Names the closest of pydantic's quoted values, if one is close."""
+    nearest = difflib.get_close_matches(given, re.findall(r"'([^']*)'", expected), n=1)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
 def _unknown_key(layers: Layers, model: type[BaseModel], path: KeyPath) -> str:

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcompress.errors import SourceError
+from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import DEMO
 
 PARTS = ("text_encoder", "unet", "vae")
 _STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model"}
 _STEMS["vae"] = _STEMS["unet"]
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_REFUSED_PICKLES = (
+    "which can run code when opened and are refused. Save them once as safetensors: "
+    "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
+)
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 # These ids left the hub in November 2025; the copies are the community's.
@@ -38,12 +43,27 @@ class Source:
     notice: str | None = None
 
 
-def locate(model: str, revision: str | None = None, variant: str | None = None) -> Source:
+def locate(
+    model: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+) -> Source:
     """Finds a model, downloading it first when it is a hub id that is not in the local cache.
 
     A hub source is pinned to its commit; a folder and the demo to the SHA-256 of their files.
     Raises SourceError when the model is missing, incomplete, unreadable or stored as pickles.
     """
+    shown = progress or SilentProgress()
+    with shown.stage("source", model) as advance:
+        source = _find(model, revision, variant)
+        advance(1, 1)
+    if source.notice:
+        shown.notice(source.notice)
+    return source
+
+
+def _find(model: str, revision: str | None, variant: str | None) -> Source:
     if model == DEMO:
         from sdcompress.demo import MODEL_DIR
 
@@ -84,8 +104,27 @@ def _from_hub(model: str, revision: str | None, variant: str | None) -> Source:
         folder = Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise SourceError(_hub_fault(target, revision, error)) from error
-    files = tuple(_required_files(folder, variant))
+    try:
+        files = tuple(_required_files(folder, variant))
+    except SourceError as fault:
+        raise SourceError(f"{fault}{_pickled_on_hub(target, folder.name)}") from None
     return Source(target, folder.name, folder, files, variant, notice)
+
+
+def _pickled_on_hub(model: str, commit: str) -> str:
+    """Tells of pickled weights, which are never downloaded and so are not seen in the folder."""
+    from huggingface_hub import constants, list_repo_files
+
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    try:
+        listed = list_repo_files(model, revision=commit)
+    except Exception as error:
+        raise SourceError(_hub_fault(model, commit, error)) from error
+    names = [name for name in listed if name.endswith(_PICKLED)]
+    if not names:
+        return ""
+    return f". The repository has pickled weights ({', '.join(names[:4])}), {_REFUSED_PICKLES}"
 
 
 def _metadata_patterns() -> list[str]:
@@ -183,9 +222,7 @@ def _no_weights(folder: Path, part: str, variant: str | None) -> str:
         )
     if pickled:
         return (
-            f"{folder / part}: the weights are pickled ({', '.join(pickled)}), which can run code "
-            "when opened and is refused. Save them once as safetensors: "
-            "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
+            f"{folder / part}: the weights are pickled ({', '.join(pickled)}), {_REFUSED_PICKLES}"
         )
     return f"{folder / part}: {wanted} is missing; the folder is not complete"
 

@@ -65,8 +65,9 @@ class Store:
         try:
             with progress.stage(name, detail) as advance:
                 build(temporary, advance)
-            if self.fresh:
-                shutil.rmtree(entry, ignore_errors=True)
+            if self.fresh and entry.exists():
+                # A neighbouring run may be reading it: the name is missing for a moment only.
+                entry.rename(temporary.with_suffix(".replaced"))
             _move(temporary, entry)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

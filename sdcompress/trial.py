@@ -3,6 +3,7 @@
 The candidate is a finished pipeline folder; where it came from does not matter here.
 """
 
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,7 +20,8 @@ from sdcompress.evaluate import (
 )
 from sdcompress.evaluate.pictures import Pictures, draw_pictures
 from sdcompress.evaluate.records import Evaluation, Performance, Scores
-from sdcompress.line import Line
+from sdcompress.line import Judging, Line
+from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance
 from sdcompress.source import sha256_of
 from sdcompress.store import key_of
@@ -32,6 +34,7 @@ class Trial:
     """Baseline against candidate, on the evaluation section of the line's recipe."""
 
     line: Line
+    judging: Judging
     candidate: Path
     candidate_key: str
 
@@ -40,7 +43,7 @@ class Trial:
         options = self.line.recipe.evaluate
         prompts = tuple(
             replace(prompt, negative=prompt.negative or options.negative_prompt)
-            for prompt in self.line.material.evaluation_prompts
+            for prompt in self.judging.prompts
         )
         return Contest(
             baseline=self.line.converted,
@@ -49,7 +52,7 @@ class Trial:
             settings=self.line.settings,
             prompts=prompts,
             seed=options.seed,
-            scorer=self.line.material.scorer,
+            scorer=self.judging.scorer,
         )
 
     def evaluated(self, folder: Path) -> Evaluation:
@@ -92,6 +95,7 @@ class Trial:
             prompts=[asdict(prompt) for prompt in contest.prompts],
             seed=contest.seed,
             openvino=version("openvino"),
+            processor=[processor_brand(), os.cpu_count(), *sorted(processor_flags())],
             **inputs,
         )
 
@@ -115,11 +119,13 @@ class Trial:
         return Pictures.load(self.line.store.stage(self.line.progress, "draw", key, detail, build))
 
     def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
-        scorer = {f.name: sha256_of(f) for f in self.contest.scorer.folder.glob("*.safetensors")}
+        files = (file for file in self.contest.scorer.folder.iterdir() if file.is_file())
+        scorer = {file.name: sha256_of(file) for file in files}
+        tools = {name: version(name) for name in ("torch", "torchmetrics", "transformers")}
         return self.line.store.record(
             self.line.progress,
             "score",
-            self._key(side=None, scorer=scorer, torchmetrics=version("torchmetrics")),
+            self._key(side=None, scorer=scorer, tools=tools),
             "CLIP score, PSNR, SSIM",
             Scores,
             lambda advance: score_pairs(self.contest, baseline, candidate, advance),

@@ -16,26 +16,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from sdcompress.bundle import assemble, publish, seal
+from sdcompress.bundle import REPORT, assemble, publish, require_replaceable, seal
 from sdcompress.compress import CompressedIR
 from sdcompress.convert import convert as convert_model
 from sdcompress.errors import BundleError, InputError, OutputBusyError, QualityGateFailed
 from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
 from sdcompress.gate import judge
 from sdcompress.ir import IR_NAME, ir_bytes
-from sdcompress.line import Line, find_material
+from sdcompress.line import Line, Material, find_judging, find_material
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import COMPONENTS, Convert, Recipe, parse_recipe
 from sdcompress.report import write_report
-from sdcompress.runtime import read_manifest, verify
+from sdcompress.runtime import Manifest, read_manifest, verify
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.source import locate
 from sdcompress.store import Store, key_of
 from sdcompress.trial import Trial
 
 STORE = ".sdcompress"
-REPORT = "report"
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,24 @@ def quantize(
     then holds the report and nothing that could be taken for a bundle.
     """
     target = output_folder(recipe, output)
-    with production_line(recipe, target, fresh=fresh, progress=progress) as line:
+    shown = progress or SilentProgress()
+    material = find_material(recipe, shown)
+    judging = find_judging(recipe, material)
+    with production_line(recipe, target, material, shown, fresh=fresh) as line:
         result = line.store.scratch / "result"
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
         candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
         sizes = _sizes(line.converted, compressed)
-        run = _judge(Trial(line, result, candidate_key), sizes, result, target)
-        if run.passed:
-            quality = _quality_summary(run.evaluation)
-            seal(result, recipe.as_dict(), line.model_record(), quality)
-        else:
-            _keep_only_report(result)
-        publish(result, target)
+        run = _judge(Trial(line, judging, result, candidate_key), sizes, result, target)
+        with shown.stage("bundle", str(output or target)) as advance:
+            if run.passed:
+                quality = _quality_summary(run.evaluation)
+                seal(result, recipe.as_dict(), line.model_record(), quality)
+            else:
+                _keep_only_report(result)
+            publish(result, target)
+            advance(1, 1)
     if not run.passed:
         raise QualityGateFailed(_refusal(run))
     return run
@@ -94,30 +98,62 @@ def evaluate(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Measures a bundle anew against the FP32 baseline of its own model.
+    """Measures a bundle against the FP32 baseline of the model it was made from.
 
     The report goes to `output`, by default <bundle>-evaluation. `overrides` are
-    ``key.path=value`` changes to the bundle's recipe. Raises QualityGateFailed when a budget is
-    broken.
+    ``key.path=value`` changes to the bundle's recipe; what made the bundle cannot be changed.
+    Figures of an earlier evaluation are reused while nothing they depend on has changed; `fresh`
+    measures everything anew. Raises BundleError when the bundle is not intact or its model is no
+    longer the one it was made from, QualityGateFailed when a budget is broken.
     """
     folder = Path(bundle).resolve()
     problems = verify(folder)
     if problems:
         raise BundleError(f"{bundle} is not intact: " + "; ".join(problems[:5]))
     manifest = read_manifest(folder)
+    made_by = [one for one in overrides if one.startswith(("compress", "convert", "calibrate"))]
+    if made_by:
+        raise InputError(
+            f"--set {made_by[0]}: the bundle is made; its evaluation cannot change how"
+        )
     recipe = parse_recipe(folder / MANIFEST, manifest.recipe, overrides)
-    target = Path(output) if output else folder.with_name(f"{folder.name}-evaluation")
-    with production_line(recipe, target, fresh=fresh, progress=progress) as line:
+    recipe = _pinned(recipe, manifest)
+    target = output_folder(recipe, output or folder.with_name(f"{folder.name}-evaluation"))
+    shown = progress or SilentProgress()
+    material = find_material(recipe, shown, calibrates=False)
+    _require_same_model(material, manifest.model, bundle)
+    judging = find_judging(recipe, material)
+    with production_line(recipe, target, material, shown, fresh=fresh) as line:
         result = line.store.scratch / "result"
         result.mkdir()
         files = {name: record.sha256 for name, record in manifest.files.items()}
         sizes = {c: _measured_size(c, recipe, line.converted, folder) for c in COMPONENTS}
-        judged = _judge(Trial(line, folder, key_of(files=files)), sizes, result, target)
+        trial = Trial(line, judging, folder, key_of(files=files))
+        judged = _judge(trial, sizes, result, target)
         run = replace(judged, bundle=None)
         publish(result, target)
     if not run.passed:
         raise QualityGateFailed(_refusal(run))
     return run
+
+
+def calibrate(
+    recipe: Recipe,
+    output: Path | str | None = None,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Records a recipe's calibration inputs and returns their folder, in the store of `output`.
+
+    Runs of the same recipe find them there. Raises InputError when no method needs them.
+    """
+    if not recipe.compress.needs_calibration:
+        raise InputError(f"recipe {recipe.name}: none of its methods is calibrated")
+    target = output_folder(recipe, output)
+    shown = progress or SilentProgress()
+    with production_line(recipe, target, find_material(recipe, shown), shown, fresh=fresh) as line:
+        return line.calibrated()
 
 
 def convert(
@@ -134,17 +170,15 @@ def convert(
     `shapes` are the recipe's convert options: batch, height and width, dynamic when None.
     """
     try:
-        options = Convert(**shapes)
+        options = Convert.model_validate(shapes)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"shapes cannot be fixed so: {faults}") from None
-    target = Path(output)
+    target = Path(output).resolve()
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{target} is not empty; choose a new folder")
-    source = locate(model, revision, variant)
     shown = progress or SilentProgress()
-    if source.notice:
-        shown.notice(source.notice)
+    source = locate(model, revision, variant, shown)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
@@ -156,29 +190,31 @@ def convert(
 
 
 def output_folder(recipe: Recipe, output: Path | str | None) -> Path:
-    """Returns where a run writes: `output`, or build/<recipe name>."""
-    return Path(output) if output else Path("build") / recipe.name
+    """Returns where a run writes, as an absolute path: `output`, or build/<recipe name>.
+
+    Raises InputError when something lies there that a run did not write.
+    """
+    target = Path(output or Path("build") / recipe.name).resolve()
+    require_replaceable(target)
+    return target
 
 
 @contextmanager
 def production_line(
-    recipe: Recipe, target: Path, *, fresh: bool = False, progress: Progress | None = None
+    recipe: Recipe, target: Path, material: Material, progress: Progress, *, fresh: bool = False
 ) -> Iterator[Line]:
-    """Holds the output folder for one run and yields its line, checked and ready.
+    """Holds the output folder for one run and yields its line.
 
-    Raises OutputBusyError when another run holds it, InputError when it contains something else.
+    Raises OutputBusyError when another run holds it.
     """
-    _require_replaceable(target)
-    store_folder = target.absolute().parent / STORE
+    store_folder = target.parent / STORE
     lock_file = store_folder / "locks" / f"{target.name}.lock"
-    shown = progress or SilentProgress()
-    material = find_material(recipe, shown)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock_file, timeout=0):
             store = Store.open(store_folder, target.name, fresh=fresh)
             try:
-                yield Line(recipe, material, store, shown)
+                yield Line(recipe, material, store, progress)
             finally:
                 gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
                 store.close()
@@ -188,15 +224,23 @@ def production_line(
         ) from None
 
 
-def _require_replaceable(target: Path) -> None:
-    ours = (MANIFEST, f"{REPORT}/report.json")
-    if target.is_dir() and any(target.iterdir()):
-        if not any((target / name).exists() for name in ours):
-            raise InputError(
-                f"{target} holds something that sdcompress did not write; choose another --output"
-            )
-    elif target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; --output must be a folder")
+def _pinned(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """Returns the recipe at the hub commit the bundle was made from."""
+    commit = str(manifest.model["revision"])
+    if commit.startswith("sha256:"):  # a folder, or the demo
+        return recipe
+    return recipe.model_copy(update={"revision": commit})
+
+
+def _require_same_model(
+    material: Material, model: Mapping[str, object], bundle: Path | str
+) -> None:
+    if material.source.revision != model["revision"]:
+        raise BundleError(
+            f"{bundle} was made from {model['id']} at {model['revision']}, but "
+            f"{material.source.id} is now at {material.source.revision}: a baseline of "
+            "another model proves nothing"
+        )
 
 
 def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, target: Path) -> Run:
@@ -207,17 +251,33 @@ def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, targe
     evaluation = trial.evaluated(report)
     _write_layers(trial.candidate, report / "layers.json")
     budgets = judge(line.recipe.budgets, evaluation, sizes)
-    write_report(
-        report,
-        recipe=line.recipe.as_dict(),
-        model=line.model_record(),
-        device=line.recipe.device,
-        components=sizes,
-        evaluation=evaluation,
-        budgets=budgets,
-    )
+    with line.progress.stage("report", "json, markdown, picture grid") as advance:
+        write_report(
+            report,
+            recipe=line.recipe.as_dict(),
+            model=line.model_record(),
+            device=line.recipe.device,
+            components=sizes,
+            evaluation=evaluation,
+            budgets=budgets,
+        )
+        advance(1, 1)
     passed = all(budget.passed for budget in budgets)
-    return Run(target, target / REPORT, target if passed else None, evaluation, sizes, budgets)
+    published = _moved(evaluation, report, target / REPORT)
+    return Run(target, target / REPORT, target if passed else None, published, sizes, budgets)
+
+
+def _moved(evaluation: Evaluation, folder: Path, target: Path) -> Evaluation:
+    """Returns the evaluation with its pictures' paths as they will be in `target`."""
+    samples = tuple(
+        replace(
+            sample,
+            baseline=target / sample.baseline.relative_to(folder),
+            candidate=target / sample.candidate.relative_to(folder),
+        )
+        for sample in evaluation.samples
+    )
+    return replace(evaluation, samples=samples)
 
 
 def _sizes(baseline: Path, compressed: Mapping[str, CompressedIR]) -> dict[str, ComponentSize]:

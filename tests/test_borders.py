@@ -20,7 +20,8 @@ def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sdcompress"):
-            found.add((node.module or "").removeprefix("sdcompress").lstrip("."))
+            module = (node.module or "").removeprefix("sdcompress").lstrip(".")
+            found |= {module} if module else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names = (alias.name for alias in node.names)
             found |= {n.removeprefix("sdcompress.") for n in names if n.startswith("sdcompress.")}
@@ -31,11 +32,23 @@ def room(file: Path) -> str:
     return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
+def test_the_ways_to_import_are_all_seen(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("from sdcompress import a\nfrom sdcompress.b import c\nimport sdcompress.d\n")
+    assert imports(file) == {"a", "b", "d"}
+
+
 FILES = sorted(ROOT.rglob("*.py"))
 
 
 def test_there_is_something_to_check() -> None:
     assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_are_absolute(file: Path) -> None:
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcompress.calibrate import calibrate, read_inputs, stratified_steps
+from sdcompress.calibrate import calibrate, read_inputs, stratified_steps, write_rows
 from sdcompress.errors import CalibrationError
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import Calibrate
@@ -106,6 +107,29 @@ def test_inputs_come_as_the_models_take_them_and_can_be_read_twice(recorded: Pat
     assert ov.Type(first[0]["timestep"].dtype) == ov.Type.i64
 
 
+def test_a_fixed_batch_gets_both_branches_of_one_call(recorded: Path) -> None:
+    inputs = list(read_inputs(recorded, "unet", batch=2))
+    singles = list(read_inputs(recorded, "unet"))
+    assert len(inputs) == 6
+    for pair, first, second in zip(inputs, singles[::2], singles[1::2], strict=True):
+        assert pair["sample"].shape[0] == 2
+        assert pair["timestep"].shape == (1,)
+        assert first["timestep"] == second["timestep"] == pair["timestep"]
+        np.testing.assert_array_equal(
+            pair["encoder_hidden_states"][1:], second["encoder_hidden_states"]
+        )
+
+
+@pytest.mark.parametrize("fault", [CalibrationError("not finite"), OSError(28, "No space left")])
+def test_a_fault_in_a_later_row_is_told_as_it_is(tmp_path: Path, fault: Exception) -> None:
+    def rows() -> Iterator[dict[str, int]]:
+        yield {"step": 1}
+        raise fault
+
+    with pytest.raises(type(fault), match=str(fault.args[-1])):
+        write_rows(rows(), tmp_path / "unet")
+
+
 def test_prompts_are_drawn_alike_for_the_same_seed() -> None:
     assert load_prompts("demo", 8, 1) == load_prompts("demo", 8, 1)
     assert load_prompts("demo", 8, 1) != load_prompts("demo", 8, 2)
@@ -117,6 +141,8 @@ def test_prompts_are_drawn_alike_for_the_same_seed() -> None:
         ('{"text": "a"}\n', "no `prompt` field"),
         ('{"prompt": "a"}\n{"prompt": ""}\n', ":2: `prompt` is empty"),
         ("not json\n", "cannot be read as JSON Lines"),
+        ("", "cannot be read as JSON Lines"),
+        ('{"prompt": "a", "negative_prompt": 5}\n', "`negative_prompt` is not text"),
         ('{"prompt": "a"}\n', "has 1 prompts, 2 were asked for"),
     ],
 )

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from sdcompress.cli import main
+from sdcompress.demo import CLIP_DIR
 
 
 def run(*arguments: str | Path) -> Result:
@@ -58,7 +60,6 @@ def test_recipes_are_listed_and_explained() -> None:
     assert "unet_int8" in listed
     assert "sd21_int8" in listed
     explained = run("recipes", "unet_int8").output
-    assert "SmoothQuant" not in explained or "int8" in explained
     assert "Full 8-bit post-training quantization" in explained
     assert "clip_score_drop" in explained
     assert "did you mean 'unet_int8'" in fault("recipes", "unet_int88")
@@ -84,6 +85,59 @@ def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     message = fault("quantize", "unet_int8", "--output", tmp_path)
     assert "did not write" in message
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["another manifest", "a file of the user"])
+def test_nothing_is_deleted_that_a_run_did_not_write(
+    bundle: Path, tmp_path: Path, *, ours: bool
+) -> None:
+    folder = tmp_path / "result"
+    if ours:
+        shutil.copytree(bundle, folder)
+    else:
+        folder.mkdir()
+        (folder / "manifest.json").write_text('{"name": "my extension"}')
+    (folder / "precious.txt").write_text("mine")
+    assert "did not write" in fault("quantize", "unet_int8", "--output", folder)
+    assert (folder / "precious.txt").read_text() == "mine"
+
+
+def test_the_current_folder_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "current folder" in fault("quantize", "unet_int8", "--output", ".")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_taken_literally(tmp_path: Path) -> None:
+    for name in ("2.1", "my #1 model", "null"):
+        message = fault("quantize", "unet_int8", "--model", name, "--output", tmp_path / "x")
+        assert f"model '{name}' is neither" in message
+
+
+def test_calibrate_refuses_a_recipe_that_calibrates_nothing(tmp_path: Path) -> None:
+    message = fault("calibrate", "weights_int8", "--output", tmp_path / "x")
+    assert "none of its methods is calibrated" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_cannot_change_how_a_bundle_was_made(bundle: Path, tmp_path: Path) -> None:
+    message = fault(
+        "evaluate", bundle, "--set", "compress.unet={method: fp16}", "--output", tmp_path / "x"
+    )
+    assert "the bundle is made" in message
+
+
+def test_evaluate_refuses_the_baseline_of_another_model(
+    bundle: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    other = Path(shutil.copytree(model_folder, tmp_path / "other"))
+    config = other / "unet/config.json"
+    config.write_text(config.read_text() + "\n")
+    message = fault(
+        "evaluate", bundle, "--set", f"model={other}", "--output", tmp_path / "x",
+        "--set", f"evaluate.scorer={CLIP_DIR}",
+    )  # fmt: skip
+    assert "a baseline of another model proves nothing" in message
 
 
 def test_overlapping_prompt_sets_are_refused(tmp_path: Path) -> None:
@@ -127,6 +181,8 @@ def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> 
     [
         (("--size", "big"), "expected WIDTHxHEIGHT"),
         (("--size", "100x100"), "multiple of 8"),
+        (("--size", "²x²"), "expected WIDTHxHEIGHT"),
+        (("--size", "8000000x8000000"), "at most 4096"),
         (("--scheduler", "magic"), "Choose one of"),
         (("--device", "TPU"), "CPU"),
         (("-o", "no/such/folder/x.png"), "does not exist"),
@@ -135,6 +191,38 @@ def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> 
 )
 def test_generate_faults(bundle: Path, arguments: tuple[str, str], expected: str) -> None:
     assert expected in fault("generate", bundle, "a red ring", *arguments)
+
+
+@pytest.mark.parametrize("sampling", [None, {"steps": "ten"}, {"stepz": 10}])
+def test_a_manifest_without_usable_settings_is_a_fault(
+    bundle: Path, tmp_path: Path, sampling: Any
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["sampling"] = sampling
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "recipe.sampling" in fault("generate", copy, "a red ring")
+
+
+def test_the_library_draws_with_the_bundles_settings_too(bundle: Path, tmp_path: Path) -> None:
+    from sdcompress import Pipeline
+
+    done = run("generate", bundle, "a red ring", "--seed", 5, "-o", tmp_path / "ring.png")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "ring.png") as picture:
+        assert picture.tobytes() == Pipeline.load(bundle).generate("a red ring", seed=5).tobytes()
+
+
+def test_a_scheduler_this_runtime_lacks_can_be_replaced_by_name(
+    baseline: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(baseline, tmp_path / "copy"))
+    file = copy / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text()) | {"_class_name": "EulerAncestralDiscreteScheduler"}
+    file.write_text(json.dumps(config))
+    arguments = ("generate", copy, "a red ring", "--steps", 2, "-o", tmp_path / "ring.png")
+    assert "Choose one by name" in fault(*arguments)
+    assert run(*arguments, "--scheduler", "ddim").exit_code == 0
 
 
 def test_inspect_shows_layers_by_precision(bundle: Path) -> None:

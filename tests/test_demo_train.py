@@ -63,6 +63,15 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: P
         assert torch.equal(resumed[name], weight), name
 
 
+def test_refining_leaves_white_at_zero(tmp_path: Path) -> None:
+    refined = vae.refine(Job("vae_whole", 2, 2, 1e-3, tmp_path), vae.build())
+    with torch.no_grad():
+        latents = refined.encode(torch.ones(1, 3, 128, 128)).latent_dist.mean
+        drawn = refined.decode(latents).sample
+    assert latents[0, :, 4:-4, 4:-4].mean(dim=(1, 2)).abs().max() < 1e-4
+    assert torch.isfinite(drawn).all()
+
+
 def test_a_finished_part_is_not_trained_again(tmp_path: Path) -> None:
     job = Job("vae", 1, 2, 1e-3, tmp_path)
     vae.train(job)
@@ -96,11 +105,6 @@ def test_unet_and_decoders_train_on_cached_latents(tmp_path: Path, words: Any, r
     assert all(torch.isfinite(weight).all() for weight in network.parameters())
     assert reader.config.hidden_size == network.config.cross_attention_dim
     assert all(torch.equal(weight, before[name]) for name, weight in reader.state_dict().items())
-    encoder = autoencoder.encoder.conv_in.weight.clone()
-    drawing = autoencoder.decoder.conv_in.weight.clone()
-    vae.refine(Job("decoder", 2, 2, 1e-4, tmp_path), autoencoder)
-    assert torch.equal(autoencoder.encoder.conv_in.weight, encoder)
-    assert not torch.equal(autoencoder.decoder.conv_in.weight, drawing)
     decoder = tiny.train(Job("tiny", 2, 2, 1e-4, tmp_path), latents, autoencoder)
     with torch.no_grad():
         assert decoder.decode(torch.zeros(1, 4, 16, 16)).sample.shape == (1, 3, 128, 128)

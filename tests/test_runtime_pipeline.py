@@ -191,7 +191,7 @@ def test_a_diffusers_folder_is_recognised(copy: Path) -> None:
         ("unet/config.json", '{"sample_size": 4}', "in_channels"),
         ("vae_decoder/config.json", '{"scaling_factor": 1}', "block_out_channels"),
         ("vae_decoder/config.json", '{"block_out_channels": [1, 2]}', "scaling_factor"),
-        ("scheduler/scheduler_config.json", '{"_class_name": "LCMScheduler"}', "LCMScheduler"),
+        ("scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler", "x": 1}', "option x"),
     ],
 )
 def test_unusable_configurations_are_named(

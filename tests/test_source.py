@@ -65,6 +65,21 @@ def test_pickled_weights_are_refused(model: Path) -> None:
         locate(str(model))
 
 
+def test_pickled_weights_on_the_hub_are_named(
+    hub: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what may be used is downloaded, so the repository's list has to tell of the rest."""
+    put_in_cache(hub, "somebody/pickled", model_folder)
+    snapshot = hub / "models--somebody--pickled" / "snapshots" / COMMIT
+    (snapshot / "vae/diffusion_pytorch_model.safetensors").unlink()
+    listed = ["model_index.json", "vae/diffusion_pytorch_model.bin"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: listed)
+    with pytest.raises(SourceError, match=r"vae/diffusion_pytorch_model\.bin.*refused"):
+        locate("somebody/pickled")
+
+
 def test_a_missing_component_is_named(model: Path) -> None:
     shutil.rmtree(model / "vae")
     with pytest.raises(SourceError, match=r"vae/config\.json is missing"):

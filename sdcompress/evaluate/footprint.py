@@ -86,7 +86,7 @@ class _MemoryWatch(threading.Thread):
         while not self._stopped.is_set():
             try:
                 resident, anonymous = _memory(self._process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
+            except (psutil.Error, FileNotFoundError, ProcessLookupError):
                 return  # it has ended
             self.peak_rss_bytes = max(self.peak_rss_bytes, resident)
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)

@@ -68,6 +68,11 @@ def _read(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise InputError(f"{file}: not a report of schema {SCHEMA}; run the evaluation again")
+    try:
+        for read in (*(figure[3] for figure in _FIGURES), *(check[1] for check in _MUST_AGREE)):
+            read(report)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{file}: a figure is missing or no number: {error!r}") from None
     return report
 
 
@@ -84,16 +89,9 @@ def _row(
 
 
 def _warnings(reports: list[dict[str, Any]]) -> list[str]:
-    checks: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-        ("CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
-        ("models", lambda r: r["model"]["revision"]),
-        ("prompts or seeds", lambda r: [(s["prompt"], s["seed"]) for s in r["samples"]]),
-        ("sampling settings", lambda r: r["recipe"]["sampling"]),
-        ("processors", lambda r: r["environment"]["cpu"]),
-    )
     return [
         f"the reports have different {what}: their figures are not comparable"
-        for what, read in checks
+        for what, read in _MUST_AGREE
         if any(read(report) != read(reports[0]) for report in reports[1:])
     ]
 
@@ -111,6 +109,13 @@ def _speed(key: str) -> Callable[[Any], Any]:
     return lambda r: r["performance"]["baseline"][key] / r["performance"]["compressed"][key]
 
 
+_MUST_AGREE: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
+    ("models", lambda r: r["model"]["revision"]),
+    ("prompts or seeds", lambda r: [(s["prompt"], s["seed"]) for s in r["samples"]]),
+    ("sampling settings", lambda r: r["recipe"]["sampling"]),
+    ("processors", lambda r: r["environment"]["cpu"]),
+)
 _FIGURES: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
     ("status", "{}", "none", lambda r: r["status"]),
     ("UNet method", "{}", "none", lambda r: r["components"]["unet"]["method"]),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         verify,
         write_manifest,
     )
+    from sdcompress.runtime.noise_schedule import require_scheduler
     from sdcompress.runtime.pipeline import Pipeline, Settings
     from sdcompress.runtime.schedulers import SCHEDULERS
 
@@ -47,6 +48,7 @@ __all__ = [
     "hash_files",
     "read_manifest",
     "require_device",
+    "require_scheduler",
     "save_png",
     "verify",
     "write_manifest",
@@ -68,6 +70,7 @@ _EXPORTS = {
     "hash_files": "sdcompress.runtime.manifest",
     "read_manifest": "sdcompress.runtime.manifest",
     "require_device": "sdcompress.runtime.device",
+    "require_scheduler": "sdcompress.runtime.noise_schedule",
     "save_png": "sdcompress.runtime.image",
     "verify": "sdcompress.runtime.manifest",
     "write_manifest": "sdcompress.runtime.manifest",

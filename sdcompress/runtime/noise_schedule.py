@@ -8,12 +8,14 @@ scheduler gives the same timesteps as `OtherScheduler.from_config(scheduler.conf
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdcompress.runtime.arrays import Float64
 from sdcompress.runtime.errors import BundleError, InputError
+from sdcompress.runtime.layout import read_json
 
 DIFFUSERS_CLASSES: dict[str, str] = {
     "DDIMScheduler": "ddim",
@@ -129,6 +131,12 @@ _INERT = {
     "timestep_scaling",
     "variance_type",
 }
+
+
+def require_scheduler(folder: Path, override: str | None) -> None:
+    """Raise BundleError unless the runtime has the scheduler of a model folder, or `override`."""
+    where = folder / "scheduler" / "scheduler_config.json"
+    read_scheduler_config(read_json(where), override, str(where))
 
 
 def read_scheduler_config(

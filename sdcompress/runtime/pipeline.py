@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,16 @@ from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.components import Component, TextEncoder, UnetComponent, VaeDecoder
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import Target
-from sdcompress.runtime.errors import InputError
+from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import to_pixels
 from sdcompress.runtime.layout import ModelLayout, read_layout
-from sdcompress.runtime.noise_schedule import read_scheduler_config
+from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.runtime.manifest import read_manifest
+from sdcompress.runtime.noise_schedule import (
+    DIFFUSERS_CLASSES,
+    read_scheduler_config,
+    require_scheduler,
+)
 from sdcompress.runtime.schedulers import SCHEDULERS, Plan, make_plan
 from sdcompress.runtime.tokenizer import PromptTokenizer
 
@@ -47,10 +53,35 @@ class Settings:
             )
 
 
+def bundled_settings(folder: Path) -> Settings:
+    """Read the settings a bundle was evaluated with; the usual ones for a folder without manifest.
+
+    Raises BundleError when the manifest's recipe holds none that can be used.
+    """
+    if not (folder / MANIFEST).exists():
+        return Settings()
+    sampling = read_manifest(folder).recipe.get("sampling")
+    known = {field.name for field in fields(Settings)}
+    where = f"{folder / MANIFEST}: recipe.sampling"
+    if not isinstance(sampling, dict) or not set(sampling) <= known:
+        raise BundleError(f"{where} must hold some of {', '.join(sorted(known))} and no more.")
+    try:
+        return Settings(**{name: value for name, value in sampling.items() if value is not None})
+    except (TypeError, InputError) as fault:
+        raise BundleError(f"{where} cannot be used: {fault}") from None
+
+
 class Pipeline:
     """A Stable Diffusion model in OpenVINO IR, ready to draw. Made with :meth:`load`."""
 
-    def __init__(self, layout: ModelLayout, tokenizer: PromptTokenizer, target: Target) -> None:
+    def __init__(
+        self,
+        layout: ModelLayout,
+        tokenizer: PromptTokenizer,
+        target: Target,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings()  # what `generate` uses unless told otherwise
         self._layout = layout
         self._tokenizer = tokenizer
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
@@ -68,14 +99,18 @@ class Pipeline:
     ) -> "Pipeline":
         """Open a model folder: check its files and read its configurations.
 
-        Each component is compiled when it is first used. `execution_precision` is "f32", "bf16" or
-        "f16"; None leaves it to the device, which may be less precise than the stored weights.
+        The pipeline's `settings` become those the bundle was evaluated with. Each component is
+        compiled when it is first used. `execution_precision` is "f32", "bf16" or "f16"; None
+        leaves it to the device, which may be less precise than the stored weights.
         """
         layout = read_layout(Path(folder))
-        # A scheduler that cannot be run is a fault of the folder, better told before any work.
-        read_scheduler_config(layout.scheduler, None, str(layout.scheduler_path))
+        settings = bundled_settings(layout.folder)
+        if settings.scheduler or layout.scheduler.get("_class_name") in DIFFUSERS_CLASSES:
+            # What cannot be run is better told before any work. The folder's own scheduler may be
+            # one that this runtime lacks; then the caller has to choose another by name.
+            require_scheduler(layout.folder, settings.scheduler)
         target = Target(device, execution_precision, Path(cache_dir) if cache_dir else None)
-        return cls(layout, PromptTokenizer.load(layout.folder / "tokenizer"), target)
+        return cls(layout, PromptTokenizer.load(layout.folder / "tokenizer"), target, settings)
 
     @property
     def folder(self) -> Path:
@@ -197,8 +232,8 @@ class Pipeline:
         settings: Settings | None = None,
         on_step: OnStep | None = None,
     ) -> Image.Image:
-        """Draw one picture."""
-        settings = settings or Settings()
+        """Draw one picture, by default with the pipeline's own settings."""
+        settings = settings or self.settings
         latents = self.initial_latents(seed, settings.width, settings.height)
         if settings.guidance_scale == 1.0:
             conditional, unconditional = self.encode([prompt]), None

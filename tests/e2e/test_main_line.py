@@ -16,6 +16,7 @@ from conftest import QUICK, quick_recipe
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.checker import check
 from sdcompress.errors import OutputBusyError, QualityGateFailed
+from sdcompress.line import find_material
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.runtime import Pipeline, Settings, verify
@@ -135,7 +136,8 @@ def test_evaluating_a_bundle_gives_its_own_figures_again(build_folder: Path, bun
 
 def test_a_second_run_in_the_same_folder_is_refused(build_folder: Path, bundle: Path) -> None:
     recipe = quick_recipe("unet_int8")
-    with production_line(recipe, bundle):
+    material = find_material(recipe, SilentProgress())
+    with production_line(recipe, bundle, material, SilentProgress()):
         started = time.monotonic()
         with pytest.raises(OutputBusyError, match="another run is writing"):
             quantize(recipe, build_folder / "unet_int8")
@@ -151,7 +153,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_result(
     command = [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"]
     command += [word for setting in QUICK for word in ("--set", setting)]
     command += ["--output", str(output)]
-    for stage in ("convert", "calibrate", "compress", "draw", "sqnr", "measure"):
+    for stage in ("convert", "calibrate", "compress", "draw", "score", "sqnr", "measure"):
         _kill_in(stage, command, store)
         assert not output.exists()
         assert not list(store.glob(f"{stage}-*")) or stage in ("compress", "draw")

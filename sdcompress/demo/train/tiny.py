@@ -10,10 +10,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from sdcompress.demo.train.checkpoint import Job, device, run
+from sdcompress.demo.train.muon import optimizers
 from sdcompress.demo.train.unet import Latents
 from sdcompress.demo.train.vae import reconstruction_loss
-
-_CROP = 8  # latent pixels, 64 in the picture
 
 
 def build() -> AutoencoderTiny:
@@ -28,11 +27,11 @@ def build() -> AutoencoderTiny:
 
 
 def job(folder: Path, steps: int) -> Job:
-    return Job("tiny", steps, batch=32, learning_rate=2e-3, folder=folder)
+    return Job("tiny", steps, batch=8, learning_rate=1e-3, folder=folder)
 
 
 def train(plan: Job, latents: Latents, vae: AutoencoderKL) -> AutoencoderTiny:
-    """Trains on 8 x 8 crops of latents against what the VAE decoder makes of the same crops.
+    """Trains on latents against what the VAE decoder makes of them.
 
     AutoencoderTiny decodes into -1..1, after its own scaling from 0..1.
     """
@@ -40,28 +39,17 @@ def train(plan: Job, latents: Latents, vae: AutoencoderKL) -> AutoencoderTiny:
     place = device()
     vae = vae.to(place, memory_format=torch.channels_last).eval()
     tiny = build().to(place, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        tiny.decoder.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99)
-    )
 
     def loss(index: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(index)
-        crop = _crops(latents, plan.batch, random).to(place, memory_format=torch.channels_last)
+        chosen = torch.randint(0, len(latents.means), (plan.batch,), generator=random).numpy()
+        means = torch.from_numpy(latents.means[chosen].astype("float32"))
+        means = means.to(place, memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(place.type, torch.bfloat16):
-            wanted = vae.decode(crop).sample.float().clamp(-1, 1)
+            wanted = vae.decode(means).sample.float().clamp(-1, 1)
         with torch.autocast(place.type, torch.bfloat16):
-            drawn = tiny.decode(crop * latents.scaling_factor).sample.float()
+            drawn = tiny.decode(means * latents.scaling_factor).sample.float()
         return reconstruction_loss(drawn, wanted)
 
-    run(plan, {"model": tiny}, {"optimizer": optimizer}, loss)
+    run(plan, {"model": tiny}, optimizers(tiny.decoder, plan.learning_rate), loss)
     return tiny
-
-
-def _crops(latents: Latents, count: int, random: torch.Generator) -> torch.Tensor:
-    chosen = torch.randint(0, len(latents.means), (count,), generator=random).tolist()
-    corners = torch.randint(0, 9, (count, 2), generator=random).tolist()
-    parts = [
-        torch.from_numpy(latents.means[one, :, y : y + _CROP, x : x + _CROP].astype("float32"))
-        for one, (y, x) in zip(chosen, corners, strict=True)
-    ]
-    return torch.stack(parts)
