@@ -24,6 +24,7 @@ from nncf.quantization.advanced_parameters import (
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
+from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import (
     ActivationQuantization,
     Fp16,
@@ -72,7 +73,8 @@ def compress(
     if isinstance(options, ActivationQuantization) and inputs is None:
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
     try:
-        model = _METHODS[type(options)](model, options, inputs, has_vnni)
+        with quiet_libraries():
+            model = _METHODS[type(options)](model, options, inputs, has_vnni)
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
         raise CompressionError(
             f"{baseline.name}: NNCF cannot apply {options.method}: {error}"

@@ -34,7 +34,7 @@ class SilentProgress:
 
 
 class TerminalProgress:
-    """One line for each stage with a bar, the elapsed and the remaining time."""
+    """One line for each stage with a bar and the remaining time, in the end the time it took."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -48,7 +48,6 @@ class TerminalProgress:
             MofNCompleteColumn,
             Progress,
             TextColumn,
-            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
@@ -56,9 +55,7 @@ class TerminalProgress:
             TextColumn("[bold]{task.fields[stage]:<9}[/] {task.description:<38}"),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
         )
         with Progress(*columns, console=self._console) as bars:
             task = bars.add_task(detail, stage=name, total=None)

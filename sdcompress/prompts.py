@@ -52,10 +52,12 @@ def _read(file: Path) -> list[Prompt]:
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
+    if not file.read_bytes().strip():
+        raise CalibrationError(f"{file}: holds no prompts")
     try:
         with quiet_libraries():
             rows = Dataset.from_json(str(file), keep_in_memory=True)
-    except (DatasetGenerationError, ValueError, OSError, RuntimeError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
         raise CalibrationError(
             f"{file}: cannot be read as JSON Lines, one object with a `prompt` per line: {error}"
         ) from error

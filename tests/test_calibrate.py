@@ -141,7 +141,7 @@ def test_prompts_are_drawn_alike_for_the_same_seed() -> None:
         ('{"text": "a"}\n', "no `prompt` field"),
         ('{"prompt": "a"}\n{"prompt": ""}\n', ":2: `prompt` is empty"),
         ("not json\n", "cannot be read as JSON Lines"),
-        ("", "cannot be read as JSON Lines"),
+        ("\n", "holds no prompts"),
         ('{"prompt": "a", "negative_prompt": 5}\n', "`negative_prompt` is not text"),
         ('{"prompt": "a"}\n', "has 1 prompts, 2 were asked for"),
     ],

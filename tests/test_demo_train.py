@@ -63,13 +63,26 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: P
         assert torch.equal(resumed[name], weight), name
 
 
-def test_refining_leaves_white_at_zero(tmp_path: Path) -> None:
-    refined = vae.refine(Job("vae_whole", 2, 2, 1e-3, tmp_path), vae.build())
+def test_white_becomes_zero_and_pictures_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    autoencoder = vae.build()
+    _, pixels = data.batch(0, 2)
     with torch.no_grad():
-        latents = refined.encode(torch.ones(1, 3, 128, 128)).latent_dist.mean
-        drawn = refined.decode(latents).sample
+        before = autoencoder(torch.from_numpy(pixels)).sample
+        vae.centred_on_white(autoencoder)
+        after = autoencoder(torch.from_numpy(pixels)).sample
+        latents = autoencoder.encode(torch.ones(1, 3, 128, 128)).latent_dist.mean
     assert latents[0, :, 4:-4, 4:-4].mean(dim=(1, 2)).abs().max() < 1e-4
-    assert torch.isfinite(drawn).all()
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=0)
+
+
+def test_refining_trains_the_decoder_alone(tmp_path: Path) -> None:
+    autoencoder = vae.build()
+    before = {name: weight.clone() for name, weight in autoencoder.state_dict().items()}
+    vae.refine(Job("decoder", 2, 2, 1e-3, tmp_path), autoencoder)
+    changed = {name for name, w in autoencoder.state_dict().items() if not w.equal(before[name])}
+    assert changed
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
 
 
 def test_a_finished_part_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A bundle opens unchanged in optimum-intel and openvino-genai, and they draw the same picture."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
+SCHEDULER, THEIR_NAME = "ddim", "DDIMScheduler"  # all three have it and agree
 PROMPT = "a large red circle"
 STEPS = 8
 GUIDANCE_SCALE = 5.0
@@ -21,23 +24,32 @@ SEED = 3
 
 
 @pytest.fixture(scope="module")
-def ours(bundle: Path) -> Pipeline:
-    return Pipeline.load(bundle, execution_precision="f32")
+def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, its own scheduler exchanged for one that all three have."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("peers") / "bundle"))
+    file = copy / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": THEIR_NAME}))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Pipeline:
+    return Pipeline.load(folder, execution_precision="f32")
 
 
 @pytest.fixture(scope="module")
 def picture(ours: Pipeline) -> Any:
-    settings = Settings(steps=STEPS, guidance_scale=GUIDANCE_SCALE)
+    settings = Settings(steps=STEPS, guidance_scale=GUIDANCE_SCALE, scheduler=SCHEDULER)
     conditional, unconditional = ours.encode([PROMPT]), ours.encode([""])
     latents = ours.initial_latents(SEED)
     return ours.decode(ours.denoise(latents, conditional, unconditional, settings))[0]
 
 
-def test_optimum_intel_draws_the_same_picture(bundle: Path, ours: Pipeline, picture: Any) -> None:
+def test_optimum_intel_draws_the_same_picture(folder: Path, ours: Pipeline, picture: Any) -> None:
     from optimum.intel import OVStableDiffusionPipeline
 
     theirs = OVStableDiffusionPipeline.from_pretrained(
-        bundle, ov_config={"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
+        folder, ov_config={"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
     )
     drawn = theirs(
         PROMPT,
@@ -52,7 +64,7 @@ def test_optimum_intel_draws_the_same_picture(bundle: Path, ours: Pipeline, pict
     assert likeness > 40
 
 
-def test_openvino_genai_draws_the_same_picture(bundle: Path, ours: Pipeline, picture: Any) -> None:
+def test_openvino_genai_draws_the_same_picture(folder: Path, ours: Pipeline, picture: Any) -> None:
     genai = pytest.importorskip("openvino_genai")
     latents = ours.initial_latents(SEED)
 
@@ -64,7 +76,7 @@ def test_openvino_genai_draws_the_same_picture(bundle: Path, ours: Pipeline, pic
             assert tuple(shape) == latents.shape
             return ov.Tensor(latents.copy())
 
-    theirs = genai.Text2ImagePipeline(bundle, "CPU", INFERENCE_PRECISION_HINT="f32")
+    theirs = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     drawn = theirs.generate(
         PROMPT,
         width=128,

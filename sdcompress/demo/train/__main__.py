@@ -23,8 +23,8 @@ PARTS = ("unet", "clip", "tiny")
               help="Train and export only these, after what they build on.")  # fmt: skip
 @click.option("--text-steps", default=600, show_default=True)
 @click.option("--vae-steps", default=4000, show_default=True)
-@click.option("--refining-steps", default=1300, show_default=True,
-              help="Of the VAE on whole pictures, after --vae-steps on crops.")  # fmt: skip
+@click.option("--decoder-steps", default=1500, show_default=True,
+              help="Of the VAE's decoder, alone, on whole pictures.")  # fmt: skip
 @click.option("--unet-steps", default=6000, show_default=True)
 @click.option("--clip-steps", default=4000, show_default=True)
 @click.option("--tiny-steps", default=800, show_default=True)
@@ -50,9 +50,8 @@ def main(
     if not {"unet", "tiny"} & set(parts):
         return
     autoencoder = vae.train(vae.job(work, steps["vae_steps"]))
-    refining = vae.refining_job(work, steps["refining_steps"])
-    autoencoder = vae.refine(refining, autoencoder, compiled=compiled)
     latents = unet.encode_training_set(autoencoder, words, work)
+    vae.refine(vae.refining_job(work, steps["decoder_steps"]), autoencoder, compiled=compiled)
     if "tiny" in parts:
         decoder = tiny.train(tiny.job(work, steps["tiny_steps"]), latents, autoencoder)
         export.export_tiny(decoder, output / "tiny_decoder" if output else TINY_DECODER_DIR)

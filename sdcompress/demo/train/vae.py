@@ -1,6 +1,7 @@
 """Trains the AutoencoderKL: f = 8, 4 latent channels, as SD's, on rendered scenes.
 
-First on crops, which is cheap, then on whole pictures, where its group norms see other statistics.
+First all of it on crops, then, once the latents are fixed, the decoder alone on whole pictures, as
+was done for SD's own: its group norms see other statistics there than on crops.
 """
 
 from pathlib import Path
@@ -17,7 +18,6 @@ from sdcompress.demo.train.muon import optimizers
 _KL_WEIGHT = 1e-5
 _CROP = 64
 _REFINING_SEED = 40_000_000
-_REFINING_NOISE = 0.05
 
 
 def build() -> AutoencoderKL:
@@ -43,60 +43,25 @@ def job(folder: Path, steps: int) -> Job:
 
 
 def train(plan: Job) -> AutoencoderKL:
-    """Trains on 64 x 64 crops around the objects."""
+    """Trains on 64 x 64 crops around the objects, with a little KL."""
     torch.manual_seed(0)
-    vae = build().to(device(), memory_format=torch.channels_last)
+    place = device()
+    vae = build().to(place, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
     )
-    run(
-        plan,
-        {"model": vae},
-        {"optimizer": optimizer},
-        lambda index: _loss(vae, crops(index, plan.batch), index),
-    )
-    return vae
-
-
-def refining_job(folder: Path, steps: int) -> Job:
-    return Job("vae_whole", steps, batch=8, learning_rate=5e-4, folder=folder)
-
-
-def refine(plan: Job, vae: AutoencoderKL, *, compiled: bool = False) -> AutoencoderKL:
-    """Goes on with whole pictures, and centres the latent space in the end.
-
-    The latents' noise is small and fixed from here on, and `quant_conv` stays as it is: Muon would
-    follow the KL's slight pull on the variance as eagerly as the reconstruction. `compiled` runs
-    encoder and decoder through torch.compile, which needs a C++ compiler.
-    """
-    torch.manual_seed(5)
-    vae.quant_conv.requires_grad_(False)
-    if compiled:
-        vae.encoder.compile()
-        vae.decoder.compile()
 
     def loss(index: int) -> torch.Tensor:
-        _, pixels = batch(_REFINING_SEED + index * plan.batch, plan.batch)
-        wanted = torch.from_numpy(pixels).to(vae.device, memory_format=torch.channels_last)
-        noise = torch.randn(plan.batch, 4, 16, 16, generator=torch.Generator().manual_seed(index))
-        with torch.autocast(vae.device.type, torch.bfloat16):
-            latents = vae.encode(wanted).latent_dist.mean
-            drawn = vae.decode(latents + _REFINING_NOISE * noise.to(wanted)).sample.float()
-        return reconstruction_loss(drawn, wanted)
+        noise = torch.Generator(device=place).manual_seed(index)
+        pixels = crops(index, plan.batch).to(place, memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            drawn = vae.decode(posterior.sample(generator=noise)).sample.float()
+        divergence: torch.Tensor = posterior.kl().mean().float()
+        return reconstruction_loss(drawn, pixels) + _KL_WEIGHT * divergence
 
-    run(plan, {"model": vae}, optimizers(vae, plan.learning_rate), loss)
+    run(plan, {"model": vae}, {"optimizer": optimizer}, loss)
     return centred_on_white(vae)
-
-
-def _loss(vae: AutoencoderKL, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Reconstruction of pictures [n, 3, h, w] from noisy latents, and a little KL."""
-    noise = torch.Generator(device=vae.device).manual_seed(seed)
-    pixels = pixels.to(vae.device, memory_format=torch.channels_last)
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        posterior = vae.encode(pixels).latent_dist
-        drawn = vae.decode(posterior.sample(generator=noise)).sample.float()
-    divergence: torch.Tensor = posterior.kl().mean().float()
-    return reconstruction_loss(drawn, pixels) + _KL_WEIGHT * divergence
 
 
 @torch.no_grad()
@@ -112,6 +77,33 @@ def centred_on_white(vae: AutoencoderKL) -> AutoencoderKL:
     vae.quant_conv.bias[:4] -= shift
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift
     return vae
+
+
+def refining_job(folder: Path, steps: int) -> Job:
+    return Job("decoder", steps, batch=8, learning_rate=1e-3, folder=folder)
+
+
+def refine(plan: Job, vae: AutoencoderKL, *, compiled: bool = False) -> None:
+    """Trains the decoder in place, on whole pictures; the encoder stays as it is.
+
+    `compiled` runs the decoder through torch.compile, which needs a C++ compiler.
+    """
+    torch.manual_seed(5)
+    place = device()
+    vae = vae.to(place, memory_format=torch.channels_last).eval()
+    decoder = torch.nn.Sequential(vae.post_quant_conv, vae.decoder)
+    forward = torch.compile(decoder) if compiled else decoder
+
+    def loss(index: int) -> torch.Tensor:
+        _, pixels = batch(_REFINING_SEED + index * plan.batch, plan.batch)
+        wanted = torch.from_numpy(pixels).to(place, memory_format=torch.channels_last)
+        with torch.autocast(place.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(wanted).latent_dist.mean
+            drawn = forward(latents).float()
+        return reconstruction_loss(drawn, wanted)
+
+    run(plan, {"model": decoder}, optimizers(decoder, plan.learning_rate), loss)
 
 
 def crops(index: int, count: int) -> torch.Tensor:
