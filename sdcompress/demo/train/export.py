@@ -54,7 +54,9 @@ def export_pipeline(
     )
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    build_tokenizer(folder / "tokenizer")  # transformers 5 leaves out vocab.json and merges.txt
+    # transformers 5 leaves out vocab.json and merges.txt, and writes down the last call's padding.
+    shutil.rmtree(folder / "tokenizer")
+    build_tokenizer(folder / "tokenizer")
 
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
