@@ -57,9 +57,15 @@ def test_every_recipe_for_the_demo_runs(name: str, build_folder: Path, bundle: P
 def test_the_bundle_draws_what_was_asked_about_as_often_as_the_baseline(
     baseline: Path, build_folder: Path
 ) -> None:
-    fewer = ("evaluate.prompts=32", "evaluate.sqnr_prompts=2", "evaluate.timed_images=1")
+    # The shipped budgets but one: one picture that fails moves the mean of 16 scores too far.
+    fewer = (
+        "evaluate.prompts=16",
+        "evaluate.sqnr_prompts=2",
+        "evaluate.timed_images=1",
+        "budgets.clip_score_drop=null",
+    )
     recipe = load_recipe(shipped_folder("recipes") / "unet_int8.yaml", fewer)
-    bundle = quantize(recipe, build_folder / "drawing").output  # by the shipped budgets
+    bundle = quantize(recipe, build_folder / "drawing").output
     lines = (shipped_folder("calibration") / "demo_evaluation.jsonl").read_text().splitlines()
     prompts = [json.loads(line) for line in lines]
     single = [row["prompt"] for row in prompts if row["category"] == "one object"][:30]
@@ -90,7 +96,7 @@ def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> No
 
 def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Path) -> None:
     del bundle
-    gate = "budgets={ssim_min: 0.99}"
+    gate = "budgets={unet_sqnr_min_db: 30}"
     careful = quick_recipe("weights_int8", gate)
     assert quantize(careful, build_folder / "careful").bundle is not None
     damaging = quick_recipe(
@@ -99,7 +105,7 @@ def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Pa
         gate,
     )
     output = build_folder / "damaged"
-    with pytest.raises(QualityGateFailed, match=r"ssim_min .* at least 0\.99"):
+    with pytest.raises(QualityGateFailed, match=r"unet_sqnr_min_db .* at least 30"):
         quantize(damaging, output)
     assert QualityGateFailed.exit_code == 3
     assert [path.name for path in output.iterdir()] == ["report"]
