@@ -27,8 +27,13 @@ SEED = 3
 def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle, its own scheduler exchanged for one that all three have."""
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("peers") / "bundle"))
-    file = copy / "scheduler/scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": THEIR_NAME}))
+    changes = {
+        "scheduler/scheduler_config.json": {"_class_name": THEIR_NAME},
+        "model_index.json": {"scheduler": ["diffusers", THEIR_NAME]},
+    }
+    for name, change in changes.items():
+        file = copy / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
     return copy
 
 

@@ -18,8 +18,6 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 CLASSES = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",

@@ -17,9 +17,6 @@ from sdcompress.runtime.schedulers import SCHEDULERS, make_plan, sample
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-# diffusers turns tensors into arrays in a way that numpy 2 frowns upon.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 CLASSES = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",

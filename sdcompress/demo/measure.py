@@ -215,7 +215,7 @@ def measure_decoders(
         small = AutoencoderTiny.from_pretrained(tiny, torch_dtype=torch.float32)
     accepted, vae_psnr, tiny_psnr = 0, [], []
     for scene, picture in renders:
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():
             latents = vae.encode(pixels).latent_dist.mode()
             decoded = vae.decode(latents).sample.clamp(-1, 1)
