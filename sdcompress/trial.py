@@ -148,7 +148,7 @@ class Trial:
             self.line.progress,
             "measure",
             self._key(side=None, timed_images=images, baseline_precision=BASELINE_PRECISION),
-            "time and memory, a process each",
+            "time and memory, sides in turn",
             Performance,
             lambda advance: measure_performance(self.contest, images, advance),
         )

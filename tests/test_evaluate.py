@@ -12,6 +12,7 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.clip_score import ClipScorer, clip_scores, locate_scorer
 from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
+from sdcompress.evaluate.records import Footprint
 from sdcompress.evaluate.sqnr import unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.prompts import Prompt
@@ -155,3 +156,8 @@ def test_a_failing_child_is_reported_with_its_last_words(tmp_path: Path) -> None
             device="CPU",
             execution_precision=None,
         )
+
+
+def test_the_least_disturbed_turn_counts_for_time_and_the_worst_for_memory() -> None:
+    quick, slow = Footprint(1.0, 0.2, 5.0, 90, 70, 40), Footprint(2.0, 0.1, 6.0, 100, 60, 40)
+    assert Footprint.undisturbed([slow, quick]) == Footprint(1.0, 0.1, 5.0, 100, 70, 40)

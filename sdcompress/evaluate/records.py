@@ -1,6 +1,6 @@
 """What an evaluation measured. Plain records; the report writes them down, the gate judges them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,18 @@ class Footprint:
     peak_rss_bytes: int
     peak_anonymous_bytes: int
     disk_bytes: int
+
+    @classmethod
+    def undisturbed(cls, measured: "Sequence[Footprint]") -> "Footprint":
+        """The best times and the highest peaks: other load only slows, and memory must suffice."""
+        return cls(
+            load_seconds=min(one.load_seconds for one in measured),
+            unet_step_seconds=min(one.unet_step_seconds for one in measured),
+            image_seconds=min(one.image_seconds for one in measured),
+            peak_rss_bytes=max(one.peak_rss_bytes for one in measured),
+            peak_anonymous_bytes=max(one.peak_anonymous_bytes for one in measured),
+            disk_bytes=measured[0].disk_bytes,
+        )
 
 
 @dataclass(frozen=True)
