@@ -10,6 +10,7 @@ from sdcompress.errors import BundleError, InputError
 from sdcompress.ir import IR_NAME
 from sdcompress.runtime import Manifest, hash_files, read_manifest, write_manifest
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.runtime.manifest import SIGNATURE
 
 REPORT = "report"
 _SHARED = ("model_index.json", "scheduler", "tokenizer")
@@ -59,7 +60,7 @@ def _foreign_file(folder: Path) -> str | None:
     present = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
     ours: set[str] = set()
     try:
-        ours = {MANIFEST, *read_manifest(folder).files}
+        ours = {MANIFEST, SIGNATURE, *read_manifest(folder).files}
     except BundleError:
         if (folder / REPORT / "report.json").is_file():
             ours = {name for name in present if name.startswith(f"{REPORT}/")}

@@ -19,7 +19,7 @@ from sdcompress.errors import CalibrationError, SdcompressError
 from sdcompress.prompts import Prompt
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import Calibrate
-from sdcompress.runtime import Pipeline, Settings
+from sdcompress.runtime import Job, Pipeline, Settings
 
 BRANCHES = ("unconditional", "conditional")
 Array = np.ndarray[Any, Any]
@@ -74,7 +74,8 @@ def calibrate(
     branch, step, prompt. Raises CalibrationError when an input is not finite.
     """
     branches = 2 if settings.guidance_scale > 1.0 else 1
-    plan = stratified_steps(options.samples // branches, len(prompts), settings.steps, options.seed)
+    calls = len(pipeline.plan(settings))
+    plan = stratified_steps(options.samples // branches, len(prompts), calls, options.seed)
     rest = _Rest([], [])
     count = 0
 
@@ -109,17 +110,15 @@ def _record(
     settings: Settings,
     rest: _Rest,
 ) -> Iterator[dict[str, Any]]:
-    unconditional, conditional = pipeline.encode([prompt.negative or "", prompt.text])
+    negative = prompt.negative or ""
+    unconditional, conditional = pipeline.encode([negative, prompt.text], settings)
     recorder = _Recorder(pipeline, wanted)
-    width = settings.width or pipeline.native_size
-    height = settings.height or pipeline.native_size
     latents = pipeline.denoise(
-        pipeline.initial_latents(seed, width, height),
+        pipeline.begin(Job(prompt.text, negative, seed), settings),
         conditional[None],
         unconditional[None],
         settings,
         unet=recorder,
-        seed=seed,
     )
     _check_finite(latents, prompt, "final latents")
     rest.token_ids.extend(pipeline.tokenize([prompt.negative or "", prompt.text]))

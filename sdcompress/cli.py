@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+_SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmsolver++",
+               "sde-dpmsolver++", "dpmsolver++-singlestep", "unipc", "lcm")  # fmt: skip
 
 
 class _Reporting(click.Group):
@@ -63,6 +68,24 @@ def _recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
         command(_load(recipe, (*overrides, *extra)), **rest)
 
     return loading
+
+
+def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that say where and how a bundle is executed."""
+    options = (
+        click.option("--device", default="CPU", show_default=True,
+                     help="OpenVINO device: CPU, GPU, NPU, AUTO ..."),
+        click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]),
+                     help="Execution precision.  [default: the device's choice]"),
+        click.option("--threads", type=click.IntRange(1), help="Processor threads to use."),
+        click.option("--cache-dir", type=_FOLDER, help="Keep compiled models here."),
+        click.option("--verify", type=click.Choice(["once", "always", "never"]), default="once",
+                     show_default=True, help="When to compare hashes with the manifest."),
+        click.option("--public-key", type=_FILE, help="Refuse bundles not signed by this key."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
@@ -175,52 +198,154 @@ def compare(folders: tuple[Path, ...]) -> None:
 
 @main.command()
 @click.argument("bundle", type=_BUNDLE)
-@click.argument("prompt")
-@click.option("--negative-prompt", default="", help="What the picture should not show.")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option("--negative-prompt", default="", help="What the pictures should not show.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.")
 @click.option("--guidance-scale", type=click.FloatRange(1.0), help="1.0 switches guidance off.")
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True)
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True,
-              help="Pictures, with seeds SEED, SEED + 1, ...")  # fmt: skip
+              help="Pictures a prompt, with seeds SEED, SEED + 1, ...")  # fmt: skip
 @click.option("--size", metavar="WxH", help="In pixels, for example 512x512.")
-@click.option("--scheduler", help="ddim, pndm, euler or dpmsolver++.")
-@click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
+@click.option("--image", type=_FILE, help="Begin with this picture instead of noise.")
+@click.option("--mask", type=_FILE, help="Draw only what is white in this picture anew.")
+@click.option("--strength", type=click.FloatRange(0, 1, min_open=True),
+              help="How much of --image is drawn anew.  [default: 0.8, with a mask 1]")  # fmt: skip
+@click.option("--scheduler", help=f"One of: {', '.join(_SCHEDULERS)}.")
+@click.option("--eta", type=click.FloatRange(0, 1), help="DDIM's share of fresh noise.")
+@click.option("--noise", type=click.Choice(["numpy", "torch"]),
+              help="torch: random numbers as diffusers has them.  [default: numpy]")  # fmt: skip
+@click.option("--prompt-weights", is_flag=True, default=None,
+              help="(word:1.2) counts more, [word] less.")  # fmt: skip
+@click.option("--long-prompts", is_flag=True, default=None,
+              help="Encode prompts of more than 75 tokens in pieces, do not cut them.")  # fmt: skip
+@click.option("--preview", is_flag=True, help="Write the picture every 5 calls while it is drawn.")
+@_engine_options
+@click.option("--mode", type=click.Choice(["latency", "throughput"]),
+              help="Streams and batch that `sdcompress bench` found best here.")  # fmt: skip
+@click.option("--streams", type=click.IntRange(1), help="Pictures drawn side by side.")
+@click.option("--batch", type=click.IntRange(1), help="Pictures drawn in one batch.")
+@click.option("--static/--dynamic", default=None, help="Compile for the size that is drawn.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               default=Path("out.png"), show_default=True)  # fmt: skip
-def generate(bundle: Path, prompt: str, output: Path, **options: Any) -> None:
-    """Draw PROMPT with BUNDLE, or with any pipeline folder of OpenVINO IR.
+def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: Any) -> None:
+    """Draw each PROMPT with BUNDLE, or with any pipeline folder of OpenVINO IR.
 
-    Settings not given are those the bundle was evaluated with. The PNG is 24-bit and carries its
-    settings as text; with --count, files are numbered.
+    Settings not given are those the bundle was evaluated with. PNGs are 24-bit and carry their
+    settings as text; several are numbered.
+
+    \b
+    Examples:
+      sdcompress generate build/unet_int8 "a small red circle above a large blue square"
+      sdcompress generate BUNDLE "a photo of an astronaut riding a horse on mars" \\
+          --negative-prompt "low resolution, blurry" --seed 42 --count 20 --size 512x512
+      sdcompress generate BUNDLE "a castle at night" --image castle.jpg --strength 0.6
+      sdcompress generate BUNDLE "a golden crown" --image portrait.png --mask hair.png
     """
-    from sdcompress.drawing import draw
+    from sdcompress.drawing import Begin, Engine, draw
 
-    for file in draw(bundle, prompt, output, **options):
+    begin = Begin(**{field.name: options.pop(field.name) for field in fields(Begin)})
+    engine = Engine(**{field.name: options.pop(field.name) for field in fields(Engine)})
+    for file in draw(bundle, prompts, output, begin=begin, engine=engine, **options):
         click.echo(file)
+
+
+@main.command()
+@click.argument("bundle", type=_BUNDLE)
+@click.option("--prompt", default="a photo of a green star", show_default=True)
+@click.option("--steps", type=click.IntRange(2, 1000), help="[default: the bundle's]")
+@click.option("--streams", type=click.IntRange(1), multiple=True,
+              help="May be repeated.  [default: 1, 2, 4 ... processors]")  # fmt: skip
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True,
+              help="May be repeated.  [default: 1, 2, 4]")  # fmt: skip
+@click.option("--images", type=click.IntRange(2), default=4, show_default=True,
+              help="Pictures for each measurement.")  # fmt: skip
+@click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
+@click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]), help="Execution precision.")
+def bench(bundle: Path, device: str, precision: str | None, **options: Any) -> None:
+    """Measure latency, throughput and memory of BUNDLE for a grid of streams and batches.
+
+    Each choice runs in a process of its own. The best ones are marked and remembered on this
+    machine: `sdcompress generate --mode latency` and `--mode throughput` use them.
+    """
+    from sdcompress.benching import bench as run_bench
+
+    for line in run_bench(bundle, device=device, precision=precision, **options):
+        click.echo(line)
 
 
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|IR")
 @click.option("--layers", is_flag=True, help="List every layer, not only the counts.")
-def inspect(folder: Path, *, layers: bool) -> None:
-    """Show layers by precision and sizes, of a bundle or of one IR."""
-    from sdcompress.inspection import describe
+@click.option("--peer-scheduler", metavar="NAME", help="Write a scheduler that peers have, such as "
+              "ddim or euler, into the bundle's scheduler files.")  # fmt: skip
+def inspect(folder: Path, *, layers: bool, peer_scheduler: str | None) -> None:
+    """Show layers by precision and sizes, of a bundle or of one IR, and which peers can run it.
 
-    for line in describe(folder, every_layer=layers):
+    With --peer-scheduler the bundle's scheduler files and manifest change; this runtime goes on to
+    draw with the scheduler that the bundle was evaluated with.
+    """
+    from sdcompress.inspection import describe
+    from sdcompress.interchange import describe_peers, write_peer_scheduler
+
+    if peer_scheduler:
+        click.echo(write_peer_scheduler(folder, peer_scheduler))
+    for line in (*describe(folder, every_layer=layers), *describe_peers(folder)):
         click.echo(line)
 
 
 @main.command()
 @click.argument("folder", type=_BUNDLE, metavar="DIR")
-def verify(folder: Path) -> None:
+@click.option("--public-key", type=_FILE, help="Also demand a signature by this Ed25519 key (PEM).")
+def verify(folder: Path, public_key: Path | None) -> None:
     """Check every file of a bundle against its manifest."""
-    from sdcompress.runtime import BundleError, read_manifest
+    from sdcompress.runtime import BundleError, read_manifest, require_signature
     from sdcompress.runtime import verify as run_verify
 
+    if public_key:
+        require_signature(folder, public_key)
     problems = run_verify(folder)
     if problems:
         raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
-    click.echo(f"{folder}: {len(read_manifest(folder).files)} files, all as the manifest says")
+    signed = ", signed by the key given" if public_key else ""
+    click.echo(
+        f"{folder}: {len(read_manifest(folder).files)} files, all as the manifest says{signed}"
+    )
+
+
+@main.command()
+@click.argument("folder", type=_BUNDLE, metavar="DIR")
+@click.option("--key", type=_FILE, required=True, help="Ed25519 private key (PEM).")
+def sign(folder: Path, key: Path) -> None:
+    """Sign a bundle's manifest, and so every file in it, with an Ed25519 key.
+
+    \b
+    Make a pair of keys once, and keep the first one secret:
+      openssl genpkey -algorithm ed25519 -out private.pem
+      openssl pkey -in private.pem -pubout -out public.pem
+    """
+    from sdcompress.runtime import sign as run_sign
+
+    click.echo(run_sign(folder, key))
+
+
+@main.command()
+@click.argument("folder", type=_BUNDLE, metavar="DIR")
+@click.argument("archive", type=_NEW_FILE)
+def pack(folder: Path, archive: Path) -> None:
+    """Write a bundle as one file, the same bytes for the same bundle."""
+    from sdcompress.runtime import pack as run_pack
+
+    click.echo(run_pack(folder, archive))
+
+
+@main.command()
+@click.argument("archive", type=_FILE)
+@click.argument("folder", type=_FOLDER)
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the bundle in ARCHIVE to the new folder FOLDER, every file checked on the way."""
+    from sdcompress.runtime import unpack as run_unpack
+
+    click.echo(run_unpack(archive, folder))
 
 
 @main.command()

@@ -1,33 +1,112 @@
 """Draws pictures from a bundle for the command line; needs the runtime's packages only."""
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 
-from sdcompress.runtime import InputError, Pipeline, save_png
+from sdcompress.runtime import (
+    InputError,
+    Job,
+    Pipeline,
+    Settings,
+    Step,
+    open_image,
+    require_signature,
+    save_png,
+    stream,
+)
+from sdcompress.tuning import Tuning, recall
 
 _MAX_SIDE = 4096
 
 
+@dataclass(frozen=True)
+class Begin:
+    """What pictures begin with, other than noise."""
+
+    image: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
+
+    def job_fields(self) -> dict[str, Any]:
+        """Raises InputError for an unreadable picture or a strength without one."""
+        if self.image is None:
+            if self.mask or self.strength is not None:
+                raise InputError("--mask and --strength go with --image")
+            return {}
+        given: dict[str, Any] = {"image": open_image(self.image)}
+        if self.mask:
+            given["mask"] = open_image(self.mask)
+        # A masked part is usually drawn from scratch, a whole picture is not.
+        usual = 1.0 if self.mask else 0.8
+        return given | {"strength": usual if self.strength is None else self.strength}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how the bundle is executed."""
+
+    device: str = "CPU"
+    precision: str | None = None
+    threads: int | None = None
+    cache_dir: Path | None = None
+    mode: str | None = None
+    streams: int | None = None
+    batch: int | None = None
+    static: bool | None = None
+    verify: str = "once"
+    public_key: Path | None = None
+
+    def tuning(self, bundle: Path) -> Tuning:
+        """The measured choice for a mode, with what was asked for on top."""
+        base = recall(bundle, self.device, self.mode) if self.mode else Tuning()
+        return Tuning(
+            self.streams or base.streams,
+            self.batch or base.batch,
+            base.static if self.static is None else self.static,
+        )
+
+    def open(self, bundle: Path, tuning: Tuning) -> Pipeline:
+        """Checks the bundle and opens it."""
+        if self.public_key is not None:
+            require_signature(bundle, self.public_key)
+        return Pipeline.load(
+            bundle,
+            device=self.device,
+            execution_precision=self.precision,
+            cache_dir=self.cache_dir,
+            threads=self.threads,
+            streams=tuning.streams,
+            static=tuning.static,
+            verify=self.verify,
+        )
+
+
 def draw(
     bundle: Path,
-    prompt: str,
+    prompts: Sequence[str],
     output: Path,
     *,
     seed: int,
     count: int,
     negative_prompt: str = "",
-    device: str = "CPU",
     size: str | None = None,
+    preview: bool = False,
+    begin: Begin,
+    engine: Engine,
     **settings: Any,
 ) -> Iterator[Path]:
-    """Draws `count` pictures with consecutive seeds and yields each file once it is written.
+    """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
-    Settings that are None fall back to those the bundle was evaluated with. Raises InputError
-    for a malformed size or an output folder that does not exist.
+    Settings that are None fall back to those the bundle was evaluated with. Pictures are encoded
+    and written beside the drawing of the next. Raises InputError for a malformed size or an output
+    folder that does not exist.
     """
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist")
@@ -35,25 +114,78 @@ def draw(
         raise InputError(f"{output}: pictures are written as PNG; give a name ending in .png")
     if size is not None:
         settings["width"], settings["height"] = _parse_size(size)
-    pipeline = Pipeline.load(bundle, device=device)
+    start = begin.job_fields()
+    jobs = [
+        Job(prompt, negative_prompt, seed + index, **start)
+        for prompt in prompts
+        for index in range(count)
+    ]
+    tuning = engine.tuning(bundle)
+    pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
     resolved = replace(pipeline.settings, **given)
-    for index in range(count):
-        calls = len(pipeline.plan(resolved).timesteps)
-        with click.progressbar(length=calls, label=f"seed {seed + index}") as bar:
-            image = pipeline.generate(
-                prompt,
-                negative_prompt=negative_prompt,
-                seed=seed + index,
-                settings=resolved,
-                on_step=lambda *_, bar=bar: bar.update(1),
-            )
-        file = output if count == 1 else output.with_stem(f"{output.stem}_{index:03d}")
-        told = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed + index}
-        told |= {field.name: getattr(resolved, field.name) for field in fields(resolved)}
-        told |= {"width": image.width, "height": image.height, "bundle": bundle.name}
-        save_png(image, file, {name: str(value) for name, value in told.items()})
-        yield file
+    names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
+    calls = len(pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0))
+    batches = -(-len(jobs) // tuning.batch)
+    watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", preview and len(jobs) == 1)
+    written: list[Future[Path]] = []
+    with watch, ThreadPoolExecutor(1) as writing:
+        drawn = stream(
+            pipeline, jobs, resolved, batch=tuning.batch, lanes=tuning.streams,
+            on_step=lambda step: watch(step, pipeline, output),
+        )  # fmt: skip
+        for file, (job, image) in zip(names, drawn, strict=True):
+            text = _metadata(job, resolved, image, bundle)
+            written.append(writing.submit(_save, image, file, text))
+            while written and written[0].done():
+                yield written.pop(0).result()
+    yield from (save.result() for save in written)
+
+
+class _Watch:
+    """A progress bar for calls of the UNet, told from several threads; and previews."""
+
+    def __init__(self, calls: int, label: str, preview: bool) -> None:
+        self._bar = click.progressbar(length=calls, label=label)
+        self._preview = preview
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "_Watch":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        self._bar.__exit__(*fault)
+
+    def __call__(self, step: Step, pipeline: Pipeline, output: Path) -> None:
+        with self._lock:
+            self._bar.update(1)
+            if self._preview and step.done % 5 == 0 and step.done < step.calls:
+                image = Image.fromarray(pipeline.decode(step.clean)[0])
+                save_png(image, output, {"preview": f"{step.done} of {step.calls}"})
+
+
+def _save(image: Image.Image, file: Path, text: dict[str, str]) -> Path:
+    save_png(image, file, text)
+    return file
+
+
+def _metadata(job: Job, settings: Settings, image: Image.Image, bundle: Path) -> dict[str, str]:
+    told: dict[str, object] = {
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "seed": job.seed,
+    }
+    told |= {field.name: getattr(settings, field.name) for field in fields(settings)}
+    if job.image is not None:
+        told["strength"] = job.strength
+    told |= {"width": image.width, "height": image.height, "bundle": bundle.name}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    digits = max(3, len(str(count - 1)))
+    return [output.with_stem(f"{output.stem}_{index:0{digits}d}") for index in range(count)]
 
 
 def _parse_size(size: str) -> tuple[int, int]:

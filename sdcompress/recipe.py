@@ -21,7 +21,20 @@ DEMO = "demo"
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 Component = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-Scheduler = Literal["ddim", "pndm", "euler", "dpmsolver++"]
+Scheduler = Literal[
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmsolver++",
+    "sde-dpmsolver++",
+    "dpmsolver++-singlestep",
+    "unipc",
+    "lcm",
+]
 OverflowFix = Literal["auto", "disable", "first_layer", "enable"]
 PixelSize = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 

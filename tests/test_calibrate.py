@@ -14,7 +14,7 @@ from sdcompress.calibrate import calibrate, read_inputs, stratified_steps, write
 from sdcompress.errors import CalibrationError
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import Calibrate
-from sdcompress.runtime import Pipeline, Settings
+from sdcompress.runtime import Job, Pipeline, Settings
 
 SETTINGS = Settings(steps=6, guidance_scale=5.0, scheduler="dpmsolver++")
 PROMPTS = (Prompt("a green star"), Prompt("a large red circle", negative="a blue ring"))
@@ -79,9 +79,8 @@ def test_recorded_latents_lie_on_the_trajectory(recorded: Path, baseline: Path) 
         return pipeline.unet(sample, timestep, text)
 
     unconditional, conditional = pipeline.encode(["", PROMPTS[0].text])
-    size = pipeline.native_size
     pipeline.denoise(
-        pipeline.initial_latents(3, size, size),
+        pipeline.begin(Job(PROMPTS[0].text, seed=3), SETTINGS),
         conditional[None],
         unconditional[None],
         SETTINGS,

@@ -218,7 +218,7 @@ def test_a_scheduler_this_runtime_lacks_can_be_replaced_by_name(
 ) -> None:
     copy = Path(shutil.copytree(baseline, tmp_path / "copy"))
     file = copy / "scheduler/scheduler_config.json"
-    config = json.loads(file.read_text()) | {"_class_name": "EulerAncestralDiscreteScheduler"}
+    config = json.loads(file.read_text()) | {"_class_name": "EDMEulerScheduler"}
     file.write_text(json.dumps(config))
     arguments = ("generate", copy, "a red ring", "--steps", 2, "-o", tmp_path / "ring.png")
     assert "Choose one by name" in fault(*arguments)

@@ -1,6 +1,5 @@
 """A bundle opens unchanged in optimum-intel and openvino-genai, and they draw the same picture."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import openvino as ov
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
+from sdcompress.interchange import write_peer_scheduler
 from sdcompress.runtime import Pipeline, Settings
 
 torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
-SCHEDULER, THEIR_NAME = "ddim", "DDIMScheduler"  # all three have it and agree
+SCHEDULER = "ddim"  # all three have it and agree
 PROMPT = "a large red circle"
 STEPS = 8
 GUIDANCE_SCALE = 5.0
@@ -27,13 +27,7 @@ SEED = 3
 def folder(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle, its own scheduler exchanged for one that all three have."""
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("peers") / "bundle"))
-    changes = {
-        "scheduler/scheduler_config.json": {"_class_name": THEIR_NAME},
-        "model_index.json": {"scheduler": ["diffusers", THEIR_NAME]},
-    }
-    for name, change in changes.items():
-        file = copy / name
-        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    write_peer_scheduler(copy, SCHEDULER)
     return copy
 
 
@@ -45,9 +39,7 @@ def ours(folder: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def picture(ours: Pipeline) -> Any:
     settings = Settings(steps=STEPS, guidance_scale=GUIDANCE_SCALE, scheduler=SCHEDULER)
-    conditional, unconditional = ours.encode([PROMPT]), ours.encode([""])
-    latents = ours.initial_latents(SEED)
-    return ours.decode(ours.denoise(latents, conditional, unconditional, settings))[0]
+    return np.asarray(ours.generate(PROMPT, seed=SEED, settings=settings))
 
 
 def test_optimum_intel_draws_the_same_picture(folder: Path, ours: Pipeline, picture: Any) -> None:

@@ -13,6 +13,7 @@ from sdcompress.runtime import (
     BundleError,
     DeviceError,
     InputError,
+    Job,
     NotFiniteError,
     Pipeline,
     Settings,
@@ -75,7 +76,9 @@ def test_sizes_that_are_no_multiple_of_8_are_refused(pipeline: Pipeline, size: i
         ({"steps": 0}, "steps"),
         ({"guidance_scale": 0.5}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"scheduler": "heun"}, r"heun.*dpmsolver\+\+"),
+        ({"scheduler": "best"}, r"best.*dpmsolver\+\+"),
+        ({"eta": 1.5}, "eta"),
+        ({"noise": "dice"}, "dice.*numpy, torch"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, object], mentions: str) -> None:
@@ -107,9 +110,9 @@ def test_a_wrapped_unet_sees_every_call(pipeline: Pipeline) -> None:
 
     both = pipeline.encode(["", "a red circle"])
     settings = Settings(steps=3, scheduler="dpmsolver++")
-    latents = pipeline.initial_latents(0)
-    wrapped = pipeline.denoise(latents, both[1:], both[:1], settings, unet=recording)
-    plain = pipeline.denoise(latents, both[1:], both[:1], settings)
+    start = pipeline.begin(Job("a red circle"), settings)
+    wrapped = pipeline.denoise(start, both[1:], both[:1], settings, unet=recording)
+    plain = pipeline.denoise(start, both[1:], both[:1], settings)
     np.testing.assert_array_equal(wrapped, plain)
     assert [timestep for _, timestep, _ in seen] == pipeline.plan(settings).timesteps.tolist()
     assert {(shape, text) for shape, _, text in seen} == {((2, 4, 4, 4), (2, 77, 8))}
@@ -124,12 +127,9 @@ def test_timesteps_between_whole_ones_reach_the_network(pipeline: Pipeline) -> N
 
 def test_a_batch_is_drawn_as_its_pictures_one_by_one(pipeline: Pipeline) -> None:
     texts = pipeline.encode(["", "a red circle", "a blue square"])
-    latents = np.concatenate([pipeline.initial_latents(seed) for seed in (1, 2)])
-    together = pipeline.denoise(latents, texts[1:], texts[:1], QUICK)
-    alone = [
-        pipeline.denoise(latents[i : i + 1], texts[i + 1 : i + 2], texts[:1], QUICK)
-        for i in range(2)
-    ]
+    starts = [pipeline.begin(Job("", seed=seed), QUICK) for seed in (1, 2)]
+    together = pipeline.denoise(starts, texts[1:], texts[:1], QUICK)
+    alone = [pipeline.denoise(starts[i], texts[i + 1 : i + 2], texts[:1], QUICK) for i in range(2)]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
     assert pipeline.decode(together).shape == (2, 32, 32, 3)
 

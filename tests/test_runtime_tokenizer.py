@@ -88,7 +88,7 @@ def test_fixed_prompts_as_transformers(folder: Path) -> None:
 
 
 def test_random_prompts_as_transformers(folder: Path) -> None:
-    texts = random_texts(1000)
+    texts = random_texts(10_000)
     actual = PromptTokenizer.load(folder).encode(texts).ids
     np.testing.assert_array_equal(actual, expected_ids(folder, texts))
 

@@ -44,7 +44,9 @@ class Contest:
         """Loads one side: the baseline in f32, the candidate as the device would run it."""
         folder = self.candidate if candidate else self.baseline
         precision = None if candidate else BASELINE_PRECISION
-        return Pipeline.load(folder, device=self.device, execution_precision=precision)
+        return Pipeline.load(
+            folder, device=self.device, execution_precision=precision, verify="never"
+        )
 
 
 def measure_sqnr(contest: Contest, prompts: int, on_prompt: Advance) -> dict[int, float]:

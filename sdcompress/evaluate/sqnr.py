@@ -13,7 +13,7 @@ import numpy as np
 
 from sdcompress.evaluate.fidelity import sqnr_db
 from sdcompress.prompts import Prompt
-from sdcompress.runtime import Pipeline, Settings
+from sdcompress.runtime import Job, Pipeline, Settings
 
 Array = np.ndarray[Any, Any]
 
@@ -35,17 +35,15 @@ def unet_sqnr(
         values[round(timestep)].append(sqnr_db(expected, actual))
         return expected
 
-    width = settings.width or baseline.native_size
-    height = settings.height or baseline.native_size
     for index, prompt in enumerate(prompts):
-        unconditional, conditional = baseline.encode([prompt.negative or "", prompt.text])
+        negative = prompt.negative or ""
+        unconditional, conditional = baseline.encode([negative, prompt.text], settings)
         baseline.denoise(
-            baseline.initial_latents(seed + index, width, height),
+            baseline.begin(Job(prompt.text, negative, seed + index), settings),
             conditional[None],
             unconditional[None],
             settings,
             unet=compared,
-            seed=seed + index,
         )
         if on_prompt:
             on_prompt(index + 1, len(prompts))

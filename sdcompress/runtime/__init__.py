@@ -10,16 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdcompress.runtime.denoise import OnStep, Unet
+    from sdcompress.runtime.archive import pack, unpack
+    from sdcompress.runtime.denoise import OnStep, Step, Unet
     from sdcompress.runtime.device import require_device
     from sdcompress.runtime.errors import (
         BundleError,
+        CancelledError,
         DeviceError,
         InputError,
         NotFiniteError,
         SdcompressError,
     )
-    from sdcompress.runtime.image import save_png
+    from sdcompress.runtime.image import open_image, save_png
     from sdcompress.runtime.manifest import (
         FileRecord,
         Manifest,
@@ -28,50 +30,70 @@ if TYPE_CHECKING:
         verify,
         write_manifest,
     )
-    from sdcompress.runtime.noise_schedule import require_scheduler
-    from sdcompress.runtime.pipeline import Pipeline, Settings
-    from sdcompress.runtime.schedulers import SCHEDULERS
+    from sdcompress.runtime.pipeline import Pipeline
+    from sdcompress.runtime.schedulers import SCHEDULERS, require_scheduler
+    from sdcompress.runtime.settings import Job, Settings
+    from sdcompress.runtime.signature import require_signature, sign
+    from sdcompress.runtime.streaming import stream
 
 __all__ = [
     "SCHEDULERS",
     "BundleError",
+    "CancelledError",
     "DeviceError",
     "FileRecord",
     "InputError",
+    "Job",
     "Manifest",
     "NotFiniteError",
     "OnStep",
     "Pipeline",
     "SdcompressError",
     "Settings",
+    "Step",
     "Unet",
     "hash_files",
+    "open_image",
+    "pack",
     "read_manifest",
     "require_device",
     "require_scheduler",
+    "require_signature",
     "save_png",
+    "sign",
+    "stream",
+    "unpack",
     "verify",
     "write_manifest",
 ]
 
 _EXPORTS = {
+    "SCHEDULERS": "sdcompress.runtime.schedulers",
     "BundleError": "sdcompress.runtime.errors",
+    "CancelledError": "sdcompress.runtime.errors",
     "DeviceError": "sdcompress.runtime.errors",
     "FileRecord": "sdcompress.runtime.manifest",
     "InputError": "sdcompress.runtime.errors",
+    "Job": "sdcompress.runtime.settings",
     "Manifest": "sdcompress.runtime.manifest",
     "NotFiniteError": "sdcompress.runtime.errors",
     "OnStep": "sdcompress.runtime.denoise",
     "Pipeline": "sdcompress.runtime.pipeline",
-    "SCHEDULERS": "sdcompress.runtime.schedulers",
     "SdcompressError": "sdcompress.runtime.errors",
-    "Settings": "sdcompress.runtime.pipeline",
+    "Settings": "sdcompress.runtime.settings",
+    "Step": "sdcompress.runtime.denoise",
     "Unet": "sdcompress.runtime.denoise",
     "hash_files": "sdcompress.runtime.manifest",
+    "open_image": "sdcompress.runtime.image",
+    "pack": "sdcompress.runtime.archive",
     "read_manifest": "sdcompress.runtime.manifest",
     "require_device": "sdcompress.runtime.device",
-    "require_scheduler": "sdcompress.runtime.noise_schedule",
+    "require_scheduler": "sdcompress.runtime.schedulers",
+    "require_signature": "sdcompress.runtime.signature",
     "save_png": "sdcompress.runtime.image",
+    "sign": "sdcompress.runtime.signature",
+    "stream": "sdcompress.runtime.streaming",
+    "unpack": "sdcompress.runtime.archive",
     "verify": "sdcompress.runtime.manifest",
     "write_manifest": "sdcompress.runtime.manifest",
 }

@@ -1,12 +1,15 @@
 """The compiled parts of a pipeline, each a callable from arrays to an array.
 
 A component is compiled at its first call, so a pipeline that only encodes prompts never pays for
-the UNet.
+the UNet. Calls may come from several threads; each borrows an inference request of its own.
 """
 
+import threading
+from collections import deque
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -14,6 +17,42 @@ import openvino as ov
 from sdcompress.runtime.arrays import Array, Float32
 from sdcompress.runtime.device import Target, compile_model, precision_in_force, read_model
 from sdcompress.runtime.errors import BundleError, InputError
+from sdcompress.runtime.noise import Noise
+
+Shapes = dict[str, tuple[int, ...]]
+
+_TEXT = "encoder_hidden_states"
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input: the shapes that the file allows, those it was compiled for, and its type."""
+
+    declared: ov.PartialShape
+    compiled: ov.PartialShape
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Executable:
+    """A compiled model and the requests that nobody is using."""
+
+    compiled: ov.CompiledModel
+    ports: Mapping[str, _Port]
+    idle: deque[ov.InferRequest] = field(default_factory=deque)
+
+    def borrow(self) -> ov.InferRequest:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.compiled.create_infer_request()
+
+    def fits(self, shapes: Shapes) -> bool:
+        """Whether inputs of these shapes can be run, or never will be, whatever is compiled."""
+        ports = {name: (self.ports[name], ov.PartialShape(shape)) for name, shape in shapes.items()}
+        return all(port.compiled.compatible(shape) for port, shape in ports.values()) or not all(
+            port.declared.compatible(shape) for port, shape in ports.values()
+        )
 
 
 class Component:
@@ -26,22 +65,12 @@ class Component:
         self.name = name
         self.path = path
         self._target = target
+        self._lock = threading.Lock()
+        self._executable: _Executable | None = None
 
-    @cached_property
+    @property
     def compiled(self) -> ov.CompiledModel:
-        model = read_model(self._target, self.path)
-        names = {port.get_any_name() for port in model.inputs}
-        if names != set(self.inputs):
-            raise BundleError(
-                f"{self.path} takes the inputs {sorted(names)}, but {sorted(self.inputs)} are "
-                "expected: it is not a Stable Diffusion 1 or 2 model of the kind run here."
-            )
-        self.prepare(model)
-        return compile_model(self._target, model, self.name)
-
-    @cached_property
-    def _request(self) -> ov.InferRequest:
-        return self.compiled.create_infer_request()
+        return self._ready({}).compiled
 
     @property
     def execution_precision(self) -> str:
@@ -49,34 +78,106 @@ class Component:
 
     @property
     def is_compiled(self) -> bool:
-        return "compiled" in self.__dict__
+        return self._executable is not None
 
-    def prepare(self, model: ov.Model) -> None:
-        """Adapt the model before compilation."""
+    def compile_for(self, shapes: Shapes) -> None:
+        """Compile now what calls with inputs of these shapes need."""
+        self._ready(shapes)
+
+    def prepare(self, model: ov.Model) -> dict[str, ov.PartialShape]:
+        """Adapt the model as it was read; returns the shapes of inputs that it then allows."""
+        return {name: model.input(name).partial_shape for name in self.inputs}
+
+    def complete(
+        self, declared: Mapping[str, ov.PartialShape], shapes: Shapes
+    ) -> dict[str, ov.PartialShape]:
+        """The shapes of all inputs, as far as those that are known tell them."""
+        del declared
+        return {name: ov.PartialShape(shape) for name, shape in shapes.items()}
 
     def infer(self, values: Mapping[str, Array]) -> Float32:
         """Run once; returns an array that belongs to the caller."""
-        typed = {name: self._fitted(name, value) for name, value in values.items()}
+        executable = self._ready({name: value.shape for name, value in values.items()})
+        typed = {name: self._fitted(executable, name, value) for name, value in values.items()}
+        request = executable.borrow()
         try:
-            results = self._request.infer(typed, share_inputs=True)
+            request.start_async(typed, share_inputs=True)
+            request.wait()
+            output = request.get_tensor(executable.compiled.output(self.output or 0)).data
+            return np.array(output, dtype=np.float32)
         except RuntimeError as fault:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in typed.items())
             raise InputError(
                 f"{self.name} cannot process inputs of these shapes: {shapes}. Choose a width and "
                 f"height near the model's own. ({str(fault).strip().splitlines()[-1].strip()})"
             ) from fault
-        output = results[self.output or 0]
-        return np.asarray(output, dtype=np.float32)
+        finally:
+            executable.idle.append(request)
 
-    def _fitted(self, name: str, value: Array) -> Array:
-        port = self.compiled.input(name)
-        if not port.partial_shape.compatible(ov.PartialShape(list(value.shape))):
+    def _ready(self, shapes: Shapes) -> _Executable:
+        executable = self._executable
+        if executable is not None and executable.fits(shapes):
+            return executable
+        with self._lock:
+            executable = self._executable
+            if executable is None or not executable.fits(shapes):
+                self._executable = None  # its memory goes before that of the next one comes
+                executable = self._executable = self._compile(shapes)
+            return executable
+
+    def _compile(self, shapes: Shapes) -> _Executable:
+        model = read_model(self._target, self.path)
+        names = {port.get_any_name() for port in model.inputs}
+        if names != set(self.inputs):
+            raise BundleError(
+                f"{self.path} takes the inputs {sorted(names)}, but {sorted(self.inputs)} are "
+                "expected: it is not a Stable Diffusion 1 or 2 model of the kind run here."
+            )
+        declared = self.prepare(model)
+        self._fix_shapes(model, declared, shapes)
+        compiled = compile_model(self._target, model, self.name)
+        ports = {}
+        for name in self.inputs:
+            port = compiled.input(name)
+            dtype = np.dtype(port.element_type.to_dtype())
+            ports[name] = _Port(declared[name], port.partial_shape, dtype)
+        return _Executable(compiled, ports)
+
+    def _fix_shapes(
+        self, model: ov.Model, declared: Mapping[str, ov.PartialShape], shapes: Shapes
+    ) -> None:
+        """Makes the model fit the shapes, and nothing but them if the target is static."""
+        asked = self.complete(declared, shapes)
+        if not all(declared[name].compatible(shape) for name, shape in asked.items()):
+            return  # what does not fit is reported when the values come
+        if self._target.static:
+            changed = asked
+        else:
+            changed = {
+                name: declared[name]
+                for name, shape in asked.items()
+                if not model.input(name).partial_shape.compatible(shape)
+            }
+        if not changed:
+            return
+        try:
+            model.reshape(changed)
+        except RuntimeError as fault:
+            sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise InputError(
+                f"{self.name} cannot process inputs of these shapes: {sizes}. Choose a width and "
+                f"height near the model's own. ({str(fault).strip().splitlines()[-1].strip()})"
+            ) from fault
+
+    def _fitted(self, executable: _Executable, name: str, value: Array) -> Array:
+        port = executable.ports[name]
+        if not port.compiled.compatible(ov.PartialShape(value.shape)):
             raise InputError(
                 f"{self.name} in {self.path.parent} was built for {name} of shape "
-                f"{port.partial_shape}, but got {list(value.shape)}. Use the size, and guidance on "
+                f"{port.declared}, but got {list(value.shape)}. Use the size, and guidance on "
                 "or off, that it was built for, or build it again with dynamic shapes."
             )
-        return np.ascontiguousarray(value, dtype=port.element_type.to_dtype())
+        return np.ascontiguousarray(value, dtype=port.dtype)
 
 
 class TextEncoder(Component):
@@ -86,37 +187,43 @@ class TextEncoder(Component):
     output = "last_hidden_state"
 
     def __call__(self, ids: Array) -> Float32:
-        return self.infer({"input_ids": ids})
+        # Row by row, so that the number of prompts changes neither the model nor the last digit.
+        return np.concatenate([self.infer({"input_ids": row[None]}) for row in ids])
 
 
 class UnetComponent(Component):
     """The network the samplers ask; a `Unet` in the sense of :mod:`sdcompress.runtime.denoise`."""
 
-    inputs = ("sample", "timestep", "encoder_hidden_states")
+    inputs = ("sample", "timestep", _TEXT)
 
-    def prepare(self, model: ov.Model) -> None:
+    def prepare(self, model: ov.Model) -> dict[str, ov.PartialShape]:
         # Exports declare whole timesteps, yet the graph turns them into floats at once. Samplers
         # such as Euler ask between two training steps, which integers would round away.
         timestep = model.input("timestep").get_node()
         timestep.set_element_type(ov.Type.f32)
         model.validate_nodes_and_infer_types()
+        declared = super().prepare(model)
+        if declared[_TEXT][0].is_dynamic:
+            # Exports fix 77 tokens also where all else is dynamic; long prompts have more.
+            declared[_TEXT] = ov.PartialShape([-1, -1, declared[_TEXT][2]])
+        return declared
+
+    def complete(
+        self, declared: Mapping[str, ov.PartialShape], shapes: Shapes
+    ) -> dict[str, ov.PartialShape]:
+        asked = super().complete(declared, shapes)
+        timestep = declared["timestep"]
+        if "sample" in shapes and timestep.rank.get_length() == 1 and timestep.is_dynamic:
+            asked["timestep"] = ov.PartialShape([shapes["sample"][0]])
+        return asked
 
     def __call__(self, sample: Float32, timestep: float, encoder_hidden_states: Float32) -> Float32:
-        shape = self._timestep_shape(len(sample))
-        return self.infer(
-            {
-                "sample": sample,
-                "timestep": np.full(shape, timestep, dtype=np.float32),
-                "encoder_hidden_states": encoder_hidden_states,
-            }
-        )
-
-    def _timestep_shape(self, batch: int) -> tuple[int, ...]:
-        """Exports declare the timestep as a scalar, as one value or as one value per sample."""
-        shape = self.compiled.input("timestep").partial_shape
-        if shape.rank.is_static and shape.rank.get_length() == 0:
-            return ()
-        return tuple(shape.to_shape()) if shape.is_static else (batch,)
+        values = {"sample": sample, _TEXT: encoder_hidden_states}
+        executable = self._ready({name: value.shape for name, value in values.items()})
+        # Exports declare the timestep as a scalar, as one value or as one value per sample.
+        declared = executable.ports["timestep"].declared
+        shape = (len(sample),) if declared.is_dynamic else tuple(declared.to_shape())
+        return self.infer(values | {"timestep": np.full(shape, timestep, np.float32)})
 
 
 class VaeDecoder(Component):
@@ -127,3 +234,15 @@ class VaeDecoder(Component):
 
     def __call__(self, latents: Float32) -> Float32:
         return self.infer({"latent_sample": latents})
+
+
+class VaeEncoder(Component):
+    """Picture float32 [n, 3, h, w] in -1 to 1 -> unscaled latents float32 [n, 4, h/8, w/8]."""
+
+    inputs = ("sample",)
+
+    def __call__(self, pixels: Float32, noise: Noise) -> Float32:
+        """Draws from the distribution that the encoder gives for the picture."""
+        mean, log_variance = np.split(self.infer({"sample": pixels}), 2, axis=1)
+        deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
+        return np.asarray(mean + deviation * noise.normal(mean.shape), dtype=np.float32)

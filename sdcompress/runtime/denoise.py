@@ -4,19 +4,36 @@ Recording inputs, measuring errors and caching are all callables put around the 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from sdcompress.runtime.arrays import Array, Float32
-from sdcompress.runtime.errors import InputError, NotFiniteError
-from sdcompress.runtime.schedulers import Plan, sample
+from sdcompress.runtime.errors import CancelledError, InputError, NotFiniteError
+from sdcompress.runtime.schedulers import Plan, walk
+from sdcompress.runtime.schedulers.estimate import FreshNoise, split
 
 # (sample float32 [b, 4, h/8, w/8], timestep, encoder_hidden_states float32 [b, 77, d])
 #   -> float32 [b, 4, h/8, w/8]
 Unet = Callable[[Float32, float, Float32], Float32]
 
-# (calls done, calls in all, latents float32 [n, 4, h/8, w/8])
-OnStep = Callable[[int, int, Float32], None]
+# Latents after a call, and the index of the next -> the latents to go on with.
+Blend = Callable[[Float32, int], Float32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call of the network that was just used."""
+
+    done: int
+    calls: int
+    timestep: float
+    latents: Float32  # [n, 4, h/8, w/8], in the scheduler's scale
+    clean: Float32  # the same shape: what the network takes the clean latents to be
+
+
+# Told of every call; returning True stops the run.
+OnStep = Callable[[Step], bool | None]
 
 
 def denoise(
@@ -27,13 +44,15 @@ def denoise(
     unconditional: Float32 | None,
     *,
     guidance_scale: float,
+    fresh_noise: FreshNoise,
+    blend: Blend | None = None,
     on_step: OnStep | None = None,
 ) -> Float32:
-    """Turn standard normal latents [n, 4, h/8, w/8] into clean ones.
+    """Turn latents [n, 4, h/8, w/8] in the plan's scale into clean ones.
 
     `conditional` and `unconditional` are [n or 1, 77, d]. With guidance both branches go through
     the network in one batch, the unconditional one first; at a scale of 1.0 the second branch
-    would cancel out and is not computed.
+    would cancel out and is not computed. Raises CancelledError when `on_step` returns True.
     """
     count = len(latents)
     text = _per_image(conditional, count, "conditional")
@@ -42,20 +61,29 @@ def denoise(
         if unconditional is None:
             raise InputError("A guidance scale other than 1.0 needs the unconditional embeddings.")
         text = np.concatenate([_per_image(unconditional, count, "unconditional"), text])
+    asked: list[tuple[Float32, Float32]] = []
 
     def predict(x: Float32, timestep: float) -> Float32:
         output = unet(np.concatenate([x, x]) if guided else x, timestep, text)
         require_finite(output, f"UNet's predictions at timestep {timestep:g}")
-        if not guided:
-            return output
-        base, conditioned = output[:count], output[count:]
-        return base + (conditioned - base) * guidance_scale
+        if guided:
+            base, conditioned = output[:count], output[count:]
+            output = base + (conditioned - base) * guidance_scale
+        asked[:] = [(x, output)]
+        return output
 
-    calls = len(plan.timesteps)
-    for done, current in enumerate(sample(plan, latents, predict), start=1):
-        latents = current
+    calls = len(plan)
+    steps = walk(plan, latents, predict, fresh_noise)
+    latents = next(steps)
+    for done, row in enumerate(plan.rows(), start=1):
+        if blend is not None:
+            latents = blend(latents, done)
         if on_step is not None:
-            on_step(done, calls, current)
+            clean, _ = split(plan.config.prediction_type, asked[0][0], row.asked, asked[0][1])
+            if on_step(Step(done, calls, row.t, latents, clean)):
+                raise CancelledError(f"Stopped after {done} of {calls} calls of the UNet.")
+        if done < calls:
+            latents = steps.send(latents)
     require_finite(latents, "latents after the last step")
     return latents
 

@@ -22,11 +22,19 @@ _VIRTUAL = {"AUTO", "HETERO", "MULTI", "BATCH"}
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how models are to be executed. A precision of None leaves it to the plugin."""
+    """Where and how models are to be executed.
+
+    A precision of None leaves it to the plugin, threads of None to OpenVINO. `streams` is how many
+    requests a model executes side by side. `static` compiles for the shapes that are met, and
+    again when they change.
+    """
 
     device: str = "CPU"
     execution_precision: str | None = None
     cache_dir: Path | None = None
+    threads: int | None = None
+    streams: int = 1
+    static: bool = True
     core: ov.Core = field(default_factory=ov.Core, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -36,6 +44,9 @@ class Target:
                 f"There is no execution precision {self.execution_precision!r}. "
                 f"Choose one of: {', '.join(known)}."
             )
+        for name, value in (("threads", self.threads), ("streams", self.streams)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1.")
         require_device(self.device, self.core)
 
 
@@ -53,6 +64,10 @@ def read_model(target: Target, path: Path) -> ov.Model:
 def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledModel:
     """Compile for the target, and make sure the precision asked for is the one in force."""
     options: dict[str, object] = {hint.performance_mode(): hint.PerformanceMode.LATENCY}
+    if target.streams > 1:
+        options = {properties.num_streams(): str(target.streams)}
+    if target.threads is not None:
+        options[properties.inference_num_threads()] = target.threads
     wanted = target.execution_precision
     if wanted is not None:
         options[hint.inference_precision()] = EXECUTION_PRECISIONS[wanted]

@@ -21,3 +21,7 @@ class InputError(SdcompressError):
 
 class NotFiniteError(SdcompressError):
     """A model produced NaN or infinite values."""
+
+
+class CancelledError(SdcompressError):
+    """A step callback asked to stop."""

@@ -19,6 +19,35 @@ def to_pixels(decoded: Float32) -> NDArray[np.uint8]:
     return np.round(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+def to_unit_range(image: Image.Image, width: int, height: int) -> Float32:
+    """A picture, resized if need be -> float32 [1, 3, height, width] in -1 to 1."""
+    pixels = np.asarray(_resized(image.convert("RGB"), width, height), dtype=np.float32)
+    unit = np.asarray(pixels / 255 * 2 - 1, dtype=np.float32)
+    return unit.transpose(2, 0, 1)[None]
+
+
+def binary_mask(mask: Image.Image, width: int, height: int) -> Float32:
+    """A mask, resized if need be -> float32 [1, 1, height, width], 1 where it is rather white."""
+    grey = np.asarray(_resized(mask.convert("L"), width, height), dtype=np.float32) / 255
+    return (grey >= 0.5).astype(np.float32)[None, None]
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read a picture file. Raises InputError when it is none."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, Image.DecompressionBombError) as fault:
+        raise InputError(f"{path} cannot be read as a picture: {fault}.") from fault
+    return image
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a 24-bit RGB PNG with the metadata as text chunks.
 

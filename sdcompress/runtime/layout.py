@@ -17,6 +17,7 @@ class ModelLayout:
 
     folder: Path
     latent_channels: int
+    unet_channels: int  # more than latent_channels if the UNet takes a mask as well
     vae_scale: int  # pixels per latent cell, in each direction
     native_size: int  # pixels
     scaling_factor: float  # latents are the encoder's output times this
@@ -25,6 +26,11 @@ class ModelLayout:
 
     def model_path(self, component: str) -> Path:
         return self.folder / component / "openvino_model.xml"
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether there is an encoder, which pictures to begin with need."""
+        return self.model_path("vae_encoder").is_file()
 
     @property
     def scheduler_path(self) -> Path:
@@ -38,9 +44,18 @@ def read_layout(folder: Path) -> ModelLayout:
     vae = read_json(folder / "vae_decoder" / "config.json")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     vae_scale = 2 ** (_levels(vae, folder / "vae_decoder" / "config.json") - 1)
+    latent_channels = int(_number({"latent_channels": 4} | vae, "latent_channels", folder / "vae"))
+    unet_channels = int(_number(unet, "in_channels", folder / "unet"))
+    # An inpainting UNet also takes a mask and the latents of the masked picture.
+    if unet_channels not in (latent_channels, 2 * latent_channels + 1):
+        raise BundleError(
+            f"{folder / 'unet/config.json'}: in_channels is {unet_channels}, but {latent_channels} "
+            f"latent channels need {latent_channels} or, for inpainting, {2 * latent_channels + 1}."
+        )
     return ModelLayout(
         folder=folder,
-        latent_channels=int(_number(unet, "in_channels", folder / "unet")),
+        latent_channels=latent_channels,
+        unet_channels=unet_channels,
         vae_scale=vae_scale,
         native_size=_sample_size(unet, folder / "unet") * vae_scale,
         scaling_factor=_number(vae, "scaling_factor", folder / "vae_decoder"),

@@ -13,6 +13,7 @@ from sdcompress.runtime.layout import read_json
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+SIGNATURE = "manifest.sig"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json."""
     path = folder / FILE_NAME
-    values = read_json(path)
+    return parse_manifest(read_json(path), path)
+
+
+def parse_manifest(values: Any, path: Path) -> Manifest:
+    """Check the parsed content of a manifest.json found at `path`."""
+    if not isinstance(values, dict):
+        raise BundleError(f"{path} must hold a JSON object. Build or copy the bundle again.")
     if values.get("schema") != SCHEMA:
         raise BundleError(
             f"{path} has schema {values.get('schema')!r}, but this version reads schema {SCHEMA}. "
@@ -79,7 +86,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
     """Records of the named files (POSIX paths inside the folder)."""
     records = {}
     for name in names:
-        path = _inside(folder, name)
+        path = inside(folder, name)
         if path is None:
             raise BundleError(f"{name!r} is not a path inside {folder}.")
         try:
@@ -99,15 +106,16 @@ def verify(folder: Path) -> list[str]:
         problem = _problem(folder, name, record)
         if problem is not None:
             problems.append(problem)
-    listed = set(manifest.files) | {FILE_NAME}
+    listed = set(manifest.files) | {FILE_NAME, SIGNATURE}
     present = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
     names = (path.relative_to(folder).as_posix() for path in present)
     problems += [f"{name}: not listed in the manifest" for name in names if name not in listed]
     return problems
 
 
-def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
-    path = _inside(folder, name)
+def size_problem(folder: Path, name: str, record: FileRecord) -> str | None:
+    """What is wrong with a listed file at first sight, None if nothing."""
+    path = inside(folder, name)
     if path is None:
         return f"{name}: lies outside the bundle"
     if not path.is_file():
@@ -115,12 +123,17 @@ def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
     size = path.stat().st_size
     if size != record.bytes:
         return f"{name}: {size} bytes, but the manifest says {record.bytes}"
-    if hash_files(folder, [name])[name] != record:
-        return f"{name}: content differs from the manifest (sha256)"
     return None
 
 
-def _inside(folder: Path, name: str) -> Path | None:
+def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
+    problem = size_problem(folder, name, record)
+    if problem is None and hash_files(folder, [name])[name] != record:
+        return f"{name}: content differs from the manifest (sha256)"
+    return problem
+
+
+def inside(folder: Path, name: str) -> Path | None:
     """The path of a listed file, or None if it would leave the folder, be it through a link."""
     listed = PurePosixPath(name)
     if not name or listed.is_absolute() or ".." in listed.parts or "\\" in name or ":" in name:

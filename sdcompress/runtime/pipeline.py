@@ -2,73 +2,48 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sdcompress.runtime.arrays import Float32
-from sdcompress.runtime.components import Component, TextEncoder, UnetComponent, VaeDecoder
+from sdcompress.runtime.begin import (
+    Start,
+    begin_with_mask,
+    begin_with_noise,
+    begin_with_picture,
+    join,
+)
+from sdcompress.runtime.components import (
+    Component,
+    TextEncoder,
+    UnetComponent,
+    VaeDecoder,
+    VaeEncoder,
+)
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import Target
 from sdcompress.runtime.errors import BundleError, InputError
-from sdcompress.runtime.image import to_pixels
+from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
 from sdcompress.runtime.layout import ModelLayout, read_layout
-from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.runtime.manifest import read_manifest
-from sdcompress.runtime.noise_schedule import (
+from sdcompress.runtime.noise import Noise, make_noise
+from sdcompress.runtime.schedulers import (
     DIFFUSERS_CLASSES,
+    Plan,
+    make_plan,
     read_scheduler_config,
     require_scheduler,
 )
-from sdcompress.runtime.schedulers import SCHEDULERS, Plan, make_plan
-from sdcompress.runtime.tokenizer import PromptTokenizer
+from sdcompress.runtime.settings import Job, Settings, bundled_settings
+from sdcompress.runtime.tokenizer import Pieces, PromptTokenizer
+from sdcompress.runtime.trust import require_intact
+from sdcompress.runtime.weighting import Fragment, parse_weights, weighted
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a picture is drawn. None stands for the model's own scheduler and size (pixels)."""
-
-    steps: int = 25
-    guidance_scale: float = 7.5
-    scheduler: str | None = None
-    width: int | None = None
-    height: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; it must be at least 1.")
-        if not 1.0 <= self.guidance_scale < float("inf"):
-            raise InputError(
-                f"guidance_scale is {self.guidance_scale}; it must be at least 1.0, which means no "
-                "guidance."
-            )
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise InputError(
-                f"There is no scheduler {self.scheduler!r}. Choose one of: {', '.join(SCHEDULERS)}."
-            )
-
-
-def bundled_settings(folder: Path) -> Settings:
-    """Read the settings a bundle was evaluated with; the usual ones for a folder without manifest.
-
-    Raises BundleError when the manifest's recipe holds none that can be used.
-    """
-    if not (folder / MANIFEST).exists():
-        return Settings()
-    sampling = read_manifest(folder).recipe.get("sampling")
-    known = {field.name for field in fields(Settings)}
-    where = f"{folder / MANIFEST}: recipe.sampling"
-    if not isinstance(sampling, dict) or not set(sampling) <= known:
-        raise BundleError(f"{where} must hold some of {', '.join(sorted(known))} and no more.")
-    try:
-        return Settings(**{name: value for name, value in sampling.items() if value is not None})
-    except (TypeError, InputError) as fault:
-        raise BundleError(f"{where} cannot be used: {fault}") from None
 
 
 class Pipeline:
@@ -81,12 +56,13 @@ class Pipeline:
         target: Target,
         settings: Settings | None = None,
     ) -> None:
-        self.settings = settings or Settings()  # what `generate` uses unless told otherwise
+        self.settings = settings or Settings()  # what is used unless told otherwise
         self._layout = layout
         self._tokenizer = tokenizer
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
         self._unet = UnetComponent("unet", layout.model_path("unet"), target)
         self._vae_decoder = VaeDecoder("vae_decoder", layout.model_path("vae_decoder"), target)
+        self._vae_encoder = VaeEncoder("vae_encoder", layout.model_path("vae_encoder"), target)
 
     @classmethod
     def load(
@@ -96,20 +72,30 @@ class Pipeline:
         device: str = "CPU",
         execution_precision: str | None = None,
         cache_dir: Path | str | None = None,
+        threads: int | None = None,
+        streams: int = 1,
+        static: bool = True,
+        verify: str = "once",
     ) -> "Pipeline":
         """Open a model folder: check its files and read its configurations.
 
         The pipeline's `settings` become those the bundle was evaluated with. Each component is
         compiled when it is first used. `execution_precision` is "f32", "bf16" or "f16"; None
-        leaves it to the device, which may be less precise than the stored weights.
+        leaves it to the device, which may be less precise than the stored weights. `threads`,
+        `streams` and `static` are those of :class:`~sdcompress.runtime.device.Target`.
+
+        Sizes of the files are always compared with the manifest; `verify` says when hashes are:
+        "once" for each copy of a bundle on this machine, "always" or "never".
         """
         layout = read_layout(Path(folder))
+        require_intact(layout.folder, verify)
         settings = bundled_settings(layout.folder)
         if settings.scheduler or layout.scheduler.get("_class_name") in DIFFUSERS_CLASSES:
             # What cannot be run is better told before any work. The folder's own scheduler may be
             # one that this runtime lacks; then the caller has to choose another by name.
             require_scheduler(layout.folder, settings.scheduler)
-        target = Target(device, execution_precision, Path(cache_dir) if cache_dir else None)
+        cache = Path(cache_dir) if cache_dir else None
+        target = Target(device, execution_precision, cache, threads, streams, static)
         return cls(layout, PromptTokenizer.load(layout.folder / "tokenizer"), target, settings)
 
     @property
@@ -135,10 +121,19 @@ class Pipeline:
         """Clean latents divided by this are what the VAE decoder takes."""
         return self._layout.scaling_factor
 
-    def compile(self) -> None:
-        """Compile every component now rather than at its first use."""
-        for component in self._components():
-            _ = component.compiled
+    def compile(self, settings: Settings | None = None, batch: int = 1) -> None:
+        """Compile what text-to-image with these settings needs now, not when it is first used."""
+        settings = settings or self.settings
+        text = self.encode([""], settings)
+        branches = 2 * batch if settings.guided else batch
+        shape = self._latent_shape(settings.width, settings.height)
+        self._unet.compile_for(
+            {
+                "sample": (branches, self._layout.unet_channels, *shape[2:]),
+                "encoder_hidden_states": (branches, *text.shape[1:]),
+            }
+        )
+        self._vae_decoder.compile_for({"latent_sample": shape})
 
     def execution_precisions(self) -> dict[str, str]:
         """The precision in force in each component; compiles those that are not yet."""
@@ -148,67 +143,74 @@ class Pipeline:
         """Prompts -> token ids int64 [n, 77], as the text encoder gets them."""
         return self._tokenizer.encode(texts).ids
 
-    def encode(self, texts: Sequence[str]) -> Float32:
-        """Prompts -> embeddings float32 [n, 77, d]. What is cut off is logged as a warning."""
+    def encode(self, texts: Sequence[str], settings: Settings | None = None) -> Float32:
+        """Prompts -> embeddings float32 [n, 77, d]. What is cut off is logged as a warning.
+
+        With long prompts in `settings` the second dimension is 77 times the pieces of the longest.
+        """
         if isinstance(texts, str) or not texts:
             raise InputError("encode takes a list of at least one prompt.")
-        tokens = self._tokenizer.encode(texts)
-        for text, cut_off in zip(texts, tokens.cut_off, strict=True):
-            if cut_off:
-                _log.warning(
-                    "The prompt %r is longer than the text encoder takes; this part has no "
-                    "effect: %r",
-                    text,
-                    cut_off,
-                )
-        embeddings = self._text_encoder(tokens.ids)
+        settings = settings or self.settings
+        pieces = [self._pieces(text, settings) for text in texts]
+        count = max(len(piece.ids) for piece in pieces)
+        ids = np.concatenate([self._filled(piece.ids, count) for piece in pieces])
+        embeddings = self._text_encoder(ids)
         require_finite(embeddings, "text embeddings")
-        return embeddings
+        each = embeddings.reshape(len(texts), count, *embeddings.shape[1:])
+        scaled = [
+            np.concatenate([weighted(one[: len(piece.ids)], piece.weights), one[len(piece.ids) :]])
+            for one, piece in zip(each, pieces, strict=True)
+        ]
+        return np.stack(scaled).reshape(len(texts), -1, embeddings.shape[-1])
 
     def initial_latents(
         self, seed: int, width: int | None = None, height: int | None = None
     ) -> Float32:
         """Standard normal latents float32 [1, 4, height/8, width/8], the same for a seed."""
-        if seed < 0:
-            raise InputError(f"seed is {seed}; it must not be negative.")
-        scale = self._layout.vae_scale
-        shape = (
-            1,
-            self._layout.latent_channels,
-            self._checked("height", height) // scale,
-            self._checked("width", width) // scale,
-        )
-        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        return make_noise("numpy", seed).normal(self._latent_shape(width, height))
 
-    def plan(self, settings: Settings) -> Plan:
+    def plan(self, settings: Settings, strength: float = 1.0) -> Plan:
         """The timesteps and noise levels that `denoise` will go through."""
         where = str(self._layout.scheduler_path)
         config = read_scheduler_config(self._layout.scheduler, settings.scheduler, where)
-        return make_plan(config, settings.steps)
+        return make_plan(config, settings.steps, strength=strength, eta=settings.eta)
+
+    def begin(self, job: Job, settings: Settings | None = None) -> Start:
+        """What the denoising of one picture starts with; pictures of a batch are joined later."""
+        settings = settings or self.settings
+        noise = make_noise(settings.noise, job.seed)
+        if job.image is None:
+            if self._layout.unet_channels != self._layout.latent_channels:
+                raise InputError("This model is made for inpainting; give it an image and a mask.")
+            plan = self.plan(settings)
+            shape = self._latent_shape(settings.width, settings.height)
+            return begin_with_noise(plan, job, noise, shape)
+        return self._begin_with_image(job, job.image, noise, settings)
 
     def denoise(
         self,
-        latents: Float32,
+        starts: Start | Sequence[Start],
         conditional: Float32,
         unconditional: Float32 | None,
-        settings: Settings,
+        settings: Settings | None = None,
         *,
         unet: Unet | None = None,
         on_step: OnStep | None = None,
-        seed: int = 0,
     ) -> Float32:
-        """Standard normal latents -> clean latents, both float32 [n, 4, height/8, width/8].
+        """From where pictures begin to clean latents float32 [n, 4, height/8, width/8].
 
-        `unet` replaces the model's own, `on_step(done, calls, latents)` is told of each UNet call.
-        `seed` is for samplers that draw noise on the way; the present ones draw none.
+        `unet` replaces the model's own; `on_step` is told of each call and may stop the run.
         """
+        start = starts if isinstance(starts, Start) else join(starts)
         return denoise(
-            unet or self.unet,
-            self.plan(settings),
-            latents,
+            start.widened(unet or self.unet),
+            start.plan,
+            start.latents,
             conditional,
             unconditional,
-            guidance_scale=settings.guidance_scale,
+            guidance_scale=(settings or self.settings).guidance_scale,
+            fresh_noise=start.fresh_noise,
+            blend=start.blend(),
             on_step=on_step,
         )
 
@@ -223,27 +225,97 @@ class Pipeline:
             pictures.append(to_pixels(decoded))
         return np.concatenate(pictures)
 
+    def denoise_jobs(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Float32:
+        """Encode the prompts of a batch and denoise its pictures: all but decoding."""
+        settings = settings or self.settings
+        starts = [self.begin(job, settings) for job in jobs]
+        prompts = [job.prompt for job in jobs]
+        negatives = [job.negative_prompt for job in jobs] if settings.guided else []
+        texts = list(dict.fromkeys([*negatives, *prompts]))
+        embeddings = dict(zip(texts, self.encode(texts, settings), strict=True))
+        conditional = np.stack([embeddings[text] for text in prompts])
+        unconditional = np.stack([embeddings[text] for text in negatives]) if negatives else None
+        return self.denoise(starts, conditional, unconditional, settings, on_step=on_step)
+
+    def draw(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> list[Image.Image]:
+        """Draw a batch of pictures, by default with the pipeline's own settings."""
+        latents = self.denoise_jobs(jobs, settings, on_step=on_step)
+        return [Image.fromarray(picture) for picture in self.decode(latents)]
+
     def generate(
         self,
         prompt: str,
         *,
-        negative_prompt: str = "",
-        seed: int = 0,
         settings: Settings | None = None,
         on_step: OnStep | None = None,
+        **job: Any,
     ) -> Image.Image:
-        """Draw one picture, by default with the pipeline's own settings."""
-        settings = settings or self.settings
-        latents = self.initial_latents(seed, settings.width, settings.height)
-        if settings.guidance_scale == 1.0:
-            conditional, unconditional = self.encode([prompt]), None
-        else:
-            both = self.encode([negative_prompt, prompt])
-            unconditional, conditional = both[:1], both[1:]
-        clean = self.denoise(
-            latents, conditional, unconditional, settings, on_step=on_step, seed=seed
+        """Draw one picture; further arguments are those of :class:`Job`."""
+        known = {field.name for field in fields(Job)}
+        if not set(job) <= known:
+            raise TypeError(f"generate has no argument {', '.join(sorted(set(job) - known))}")
+        return self.draw([Job(prompt, **job)], settings, on_step=on_step)[0]
+
+    def _begin_with_image(
+        self, job: Job, image: Image.Image, noise: Noise, settings: Settings
+    ) -> Start:
+        inpainting = self._layout.unet_channels != self._layout.latent_channels
+        if inpainting and job.mask is None:
+            raise InputError("This model is made for inpainting; give it a mask as well.")
+        step = self._layout.vae_scale
+        # A picture of any size is fitted to whole latent cells; a size asked for is not bent.
+        width = self._checked("width", settings.width or max(image.width // step, 1) * step)
+        height = self._checked("height", settings.height or max(image.height // step, 1) * step)
+        shape = self._latent_shape(width, height)
+        plan = self.plan(settings, job.strength)
+        pixels = to_unit_range(image, width, height)
+        if job.mask is None:
+            return begin_with_picture(plan, job, noise, shape, self._encode_pixels, pixels)
+        mask = binary_mask(job.mask, width, height)
+        return begin_with_mask(
+            plan, job, noise, shape, self._encode_pixels, pixels, mask, blended=not inpainting
         )
-        return Image.fromarray(self.decode(clean)[0])
+
+    def _encode_pixels(self, pixels: Float32, noise: Noise) -> Float32:
+        if not self._layout.can_encode:
+            raise BundleError(
+                f"{self.folder} has no vae_encoder, which pictures to begin with need. Build it "
+                "again with all components."
+            )
+        return self._vae_encoder(pixels, noise) * np.float32(self._layout.scaling_factor)
+
+    def _pieces(self, text: str, settings: Settings) -> Pieces:
+        fragments = parse_weights(text) if settings.prompt_weights else (Fragment(text),)
+        pieces = self._tokenizer.pieces(fragments, None if settings.long_prompts else 1)
+        if pieces.cut_off:
+            _log.warning(
+                "The prompt %r is longer than the text encoder takes; this part has no effect: %r",
+                text,
+                pieces.cut_off,
+            )
+        return pieces
+
+    def _filled(self, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """A prompt of fewer pieces than others goes on with empty ones."""
+        empty = self._tokenizer.encode([""]).ids
+        return np.concatenate([ids, *[empty] * (count - len(ids))])
+
+    def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int, int]:
+        scale = self._layout.vae_scale
+        rows, columns = self._checked("height", height), self._checked("width", width)
+        return 1, self._layout.latent_channels, rows // scale, columns // scale
 
     def _checked(self, name: str, pixels: int | None) -> int:
         if pixels is None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.layout import read_json
+from sdcompress.runtime.weighting import Fragment
 
 DEFAULT_LENGTH = 77
 _DEFAULT_TOKENS = {
@@ -37,6 +39,15 @@ class Tokens:
 
     ids: NDArray[np.int64]  # [n, 77]
     cut_off: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A prompt as one or more rows of token ids, the weight of each token, and what was cut off."""
+
+    ids: NDArray[np.int64]  # [k, 77]
+    weights: Float32  # [k, 77]
+    cut_off: str
 
 
 class PromptTokenizer:
@@ -71,22 +82,41 @@ class PromptTokenizer:
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Token ids int64 [n, 77] of the prompts."""
-        rows, cut_off = [], []
+        pieces = [self.pieces([Fragment(text)], most=1) for text in texts]
+        rows = [piece.ids for piece in pieces]
+        table = np.concatenate(rows) if rows else np.empty((0, self._length), dtype=np.int64)
+        return Tokens(table, tuple(piece.cut_off for piece in pieces))
+
+    def pieces(self, fragments: Sequence[Fragment], most: int | None = None) -> Pieces:
+        """One prompt in rows of 77, at most `most` of them; None stands for as many as needed."""
+        ids: list[int] = []
+        weights: list[float] = []
         room = self._length - 2
-        for text in texts:
-            try:
-                encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            except (TypeError, UnicodeEncodeError) as fault:
-                raise InputError(
-                    f"The prompt {text!r} cannot be tokenized: {fault}. "
-                    "Pass a string of valid Unicode."
-                ) from fault
-            ids = [self._start, *encoding.ids[:room], self._end]
-            rows.append(ids + [self._pad] * (self._length - len(ids)))
-            too_long = len(encoding.ids) > room
-            cut_off.append(text[encoding.offsets[room][0] :].strip() if too_long else "")
-        table = np.array(rows, dtype=np.int64).reshape(len(rows), self._length)
-        return Tokens(table, tuple(cut_off))
+        limit = None if most is None else most * room
+        cut_off = ""
+        for fragment in fragments:
+            encoding = self._encoding(fragment.text)
+            left = len(encoding.ids) if limit is None else max(limit - len(ids), 0)
+            if len(encoding.ids) > left:
+                cut_off += fragment.text[encoding.offsets[left][0] :]
+            ids += encoding.ids[:left]
+            weights += [fragment.weight] * len(encoding.ids[:left])
+        count = max(-(-len(ids) // room), 1)
+        table = np.full((count, self._length), self._pad, dtype=np.int64)
+        scale = np.ones((count, self._length), dtype=np.float32)
+        for row in range(count):
+            part = ids[row * room : (row + 1) * room]
+            table[row, : len(part) + 2] = [self._start, *part, self._end]
+            scale[row, 1 : len(part) + 1] = weights[row * room : (row + 1) * room]
+        return Pieces(table, scale, cut_off.strip())
+
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as fault:
+            raise InputError(
+                f"The prompt {text!r} cannot be tokenized: {fault}. Pass a string of valid Unicode."
+            ) from fault
 
 
 def _from_file(path: Path) -> Tokenizer:

@@ -1,0 +1,49 @@
+"""`sdcompress bench`: the grid measured with a progress bar, the best remembered."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from sdcompress.runtime.settings import bundled_settings
+from sdcompress.tuning import (
+    default_streams,
+    grid,
+    measure_grid,
+    recommend,
+    remember,
+    table,
+)
+
+
+def bench(
+    bundle: Path,
+    *,
+    prompt: str,
+    steps: int | None,
+    streams: Sequence[int],
+    batches: Sequence[int],
+    images: int,
+    device: str,
+    precision: str | None,
+) -> Iterator[str]:
+    """Measures, yields the table line by line, and remembers the recommendation."""
+    settings = bundled_settings(bundle)
+    if steps is not None:
+        settings = replace(settings, steps=steps)
+    tunings = grid(streams or default_streams(), batches or (1, 2, 4))
+    with click.progressbar(length=len(tunings), label="measuring") as bar:
+        cells = measure_grid(
+            bundle,
+            settings,
+            prompt=prompt,
+            device=device,
+            precision=precision,
+            tunings=tunings,
+            images=images,
+            on_cell=lambda *_: bar.update(1),
+        )
+    yield from table(cells)
+    remember(bundle, device, recommend(cells))
+    yield f"remembered for: sdcompress generate {bundle} PROMPT --mode latency|throughput"

@@ -1,0 +1,97 @@
+"""What is to be drawn, and how."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from PIL import Image
+
+from sdcompress.runtime.arrays import Float32
+from sdcompress.runtime.errors import BundleError, InputError
+from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.runtime.manifest import read_manifest
+from sdcompress.runtime.noise import KINDS
+from sdcompress.runtime.schedulers import SCHEDULERS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is drawn. None stands for the model's own scheduler and size (pixels).
+
+    `eta` is DDIM's share of fresh noise. `noise` "torch" draws the numbers that torch's CPU
+    generator would. `prompt_weights` gives `(word:1.2)` its usual meaning, `long_prompts` encodes
+    prompts of more than 75 tokens in pieces instead of cutting them.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    scheduler: str | None = None
+    width: int | None = None
+    height: int | None = None
+    eta: float = 0.0
+    noise: str = "numpy"
+    prompt_weights: bool = False
+    long_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; it must be at least 1.")
+        if not 1.0 <= self.guidance_scale < float("inf"):
+            raise InputError(
+                f"guidance_scale is {self.guidance_scale}; it must be at least 1.0, which means no "
+                "guidance."
+            )
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise InputError(
+                f"There is no scheduler {self.scheduler!r}. Choose one of: {', '.join(SCHEDULERS)}."
+            )
+        if not 0.0 <= self.eta <= 1.0:
+            raise InputError(f"eta is {self.eta}; it must be between 0 and 1.")
+        if self.noise not in KINDS:
+            raise InputError(f"noise is {self.noise!r}; it must be one of {', '.join(KINDS)}.")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part; at a guidance scale of 1 it would cancel out."""
+        return self.guidance_scale != 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw.
+
+    With `image` the picture begins from it, `strength` of the steps before its end; with `mask`
+    too, only what is white in the mask is drawn anew. `latents`, standard normal float32
+    [4, height/8, width/8], take the place of the first that the seed would give.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    strength: float = 0.8
+    latents: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.strength <= 1.0:
+            raise InputError(f"strength is {self.strength}; it must be above 0 and at most 1.")
+        if self.mask is not None and self.image is None:
+            raise InputError("A mask needs an image to be redrawn.")
+
+
+def bundled_settings(folder: Path) -> Settings:
+    """Read the settings a bundle was evaluated with; the usual ones for a folder without manifest.
+
+    Raises BundleError when the manifest's recipe holds none that can be used.
+    """
+    if not (folder / MANIFEST).exists():
+        return Settings()
+    sampling = read_manifest(folder).recipe.get("sampling")
+    known = {field.name for field in fields(Settings)}
+    where = f"{folder / MANIFEST}: recipe.sampling"
+    if not isinstance(sampling, dict) or not set(sampling) <= known:
+        raise BundleError(f"{where} must hold some of {', '.join(sorted(known))} and no more.")
+    try:
+        return Settings(**{name: value for name, value in sampling.items() if value is not None})
+    except (TypeError, InputError) as fault:
+        raise BundleError(f"{where} cannot be used: {fault}") from None

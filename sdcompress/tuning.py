@@ -1,0 +1,168 @@
+"""How many streams and pictures at a time are quickest here, found by measurement and remembered.
+
+Needs the runtime's packages only.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdcompress.errors import EvaluationError, InputError
+from sdcompress.runtime import Settings
+from sdcompress.runtime.trust import cache_folder
+
+MODES = ("latency", "throughput")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Streams of the models, pictures in a batch, and whether shapes are fixed at compilation."""
+
+    streams: int = 1
+    batch: int = 1
+    static: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one choice of streams and batch gave, in a process of its own."""
+
+    tuning: Tuning
+    image_seconds: float  # from the prompt to the pictures, for a batch drawn alone
+    images_per_second: float  # when batches overlap
+    peak_rss_bytes: int | None
+
+
+def measure_grid(
+    bundle: Path,
+    settings: Settings,
+    *,
+    prompt: str,
+    device: str,
+    precision: str | None,
+    tunings: Sequence[Tuning],
+    images: int,
+    on_cell: Callable[[int, int], None],
+) -> list[Cell]:
+    """Measures every tuning in a child process. Raises EvaluationError if a child fails."""
+    cells = []
+    for done, tuning in enumerate(tunings, start=1):
+        job = {
+            "folder": str(bundle),
+            "prompt": prompt,
+            "settings": asdict(settings),
+            "images": max(images, 2 * tuning.streams * tuning.batch),
+            "device": device,
+            "execution_precision": precision,
+            "overlap": True,
+            **asdict(tuning),
+        }
+        figures = _run(job)
+        cells.append(
+            Cell(
+                tuning,
+                figures["image_seconds"],
+                figures["images_per_second"],
+                figures["peak_rss_bytes"],
+            )
+        )
+        on_cell(done, len(tunings))
+    return cells
+
+
+def grid(streams: Sequence[int], batches: Sequence[int]) -> list[Tuning]:
+    """Every combination, with shapes fixed and not."""
+    return [
+        Tuning(stream, batch, static)
+        for static in (False, True)
+        for stream in streams
+        for batch in batches
+    ]
+
+
+def default_streams() -> list[int]:
+    """1, 2, 4 ... up to the number of processors."""
+    processors = os.cpu_count() or 1
+    return [2**power for power in range(8) if 2**power <= processors]
+
+
+def recommend(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """The best cell of each mode: the soonest single picture, and the most pictures a second."""
+    single = [cell for cell in cells if cell.tuning.batch == 1] or list(cells)
+    return {
+        "latency": min(single, key=lambda cell: cell.image_seconds),
+        "throughput": max(cells, key=lambda cell: cell.images_per_second),
+    }
+
+
+def remember(bundle: Path, device: str, best: dict[str, Cell]) -> Path:
+    """Keeps the recommendation for this machine, device and bundle."""
+    path = _record(bundle, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {mode: asdict(cell.tuning) for mode, cell in best.items()}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def recall(bundle: Path, device: str, mode: str) -> Tuning:
+    """What was measured for a mode. Raises InputError when nothing was."""
+    path = _record(bundle, device)
+    try:
+        return Tuning(**json.loads(path.read_text(encoding="utf-8"))[mode])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--mode {mode} goes by measurement, and {bundle} was not measured on this machine "
+            f"with {device}. Run: sdcompress bench {bundle} --device {device}"
+        ) from None
+
+
+def table(cells: Sequence[Cell]) -> Iterator[str]:
+    """The measurements as lines of text, the recommended ones marked."""
+    best = recommend(cells)
+    yield f"{'streams':>7} {'batch':>5} {'shapes':>7} {'latency':>10} {'images/s':>9} {'memory':>9}"
+    for cell in cells:
+        chosen = ", ".join(mode for mode, other in best.items() if other is cell)
+        memory = f"{cell.peak_rss_bytes / 1e6:,.0f} MB" if cell.peak_rss_bytes else "unknown"
+        shapes = "fixed" if cell.tuning.static else "dynamic"
+        yield (
+            f"{cell.tuning.streams:>7} {cell.tuning.batch:>5} {shapes:>7} "
+            f"{cell.image_seconds:>8.3f} s {cell.images_per_second:>9.3f} {memory:>9}"
+            + (f"  <- {chosen}" if chosen else "")
+        )
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sdcompress.runtime.footprint"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+        raise EvaluationError(f"measuring {job['folder']} failed: {last}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _record(bundle: Path, device: str) -> Path:
+    here = [
+        str(bundle.resolve()),
+        device,
+        platform.node(),
+        str(os.cpu_count()),
+        version("openvino"),
+    ]
+    unet = bundle / "unet" / "openvino_model.bin"
+    if unet.is_file():
+        here.append(str(unet.stat().st_size))
+    return cache_folder() / "tuning" / f"{hashlib.sha256(repr(here).encode()).hexdigest()}.json"

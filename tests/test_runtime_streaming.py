@@ -1,0 +1,95 @@
+"""Many pictures at once: the same ones, in order, really at the same time, stopped at once."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_model import write_toy_model
+
+from sdcompress.runtime import InputError, Job, NotFiniteError, Pipeline, Settings, Step, stream
+
+QUICK = Settings(steps=3)
+JOBS = [Job("a red circle", seed=seed) for seed in range(7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+def load(folder: Path, streams: int = 1) -> Pipeline:
+    return Pipeline.load(folder, execution_precision="f32", streams=streams)
+
+
+@pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (1, 3), (2, 1), (2, 2), (8, 1)])
+def test_pictures_come_in_order_and_are_those_drawn_alone(
+    folder: Path, batch: int, lanes: int
+) -> None:
+    alone = load(folder)
+    expected = [np.asarray(alone.draw([job], QUICK)[0], int) for job in JOBS]
+    drawn = list(stream(load(folder, lanes), JOBS, QUICK, batch=batch, lanes=lanes))
+    assert [job for job, _ in drawn] == JOBS
+    for (_, picture), wanted in zip(drawn, expected, strict=True):
+        assert np.abs(np.asarray(picture, int) - wanted).max() <= 1
+
+
+def test_lanes_work_at_the_same_time(folder: Path) -> None:
+    """Every lane waits in its first step until the other two are there as well."""
+    meeting = threading.Barrier(3, timeout=20)
+
+    def meet(step: Step) -> None:
+        if step.done == 1:
+            meeting.wait()
+
+    drawn = list(stream(load(folder, 3), JOBS[:3], QUICK, lanes=3, on_step=meet))
+    assert len(drawn) == 3
+
+
+def test_decoding_overlaps_with_the_next_denoising(folder: Path) -> None:
+    """The first picture is decoded only when the second is being denoised."""
+    pipeline = load(folder)
+    second_began = threading.Event()
+    plain = pipeline.decode
+
+    def decode(latents: np.ndarray) -> np.ndarray:
+        assert second_began.wait(20)
+        return plain(latents)
+
+    pipeline.decode = decode  # type: ignore[method-assign]
+    calls: list[Step] = []
+
+    def watch(step: Step) -> None:
+        calls.append(step)
+        if len(calls) > len(pipeline.plan(QUICK)):
+            second_began.set()
+
+    assert len(list(stream(pipeline, JOBS[:2], QUICK, on_step=watch))) == 2
+
+
+def test_leaving_early_stops_the_work(folder: Path) -> None:
+    pipeline = load(folder)
+    calls: list[Step] = []
+    drawn = stream(pipeline, JOBS, QUICK, on_step=calls.append)
+    next(drawn)
+    drawn.close()  # type: ignore[attr-defined]
+    assert len(calls) < len(JOBS) * len(pipeline.plan(QUICK))
+
+
+def test_a_fault_in_one_picture_reaches_the_caller(tmp_path: Path) -> None:
+    broken = load(write_toy_model(tmp_path / "model", unet_gain=float("inf")))
+    with pytest.raises(NotFiniteError, match="UNet"):
+        list(stream(broken, JOBS, QUICK, lanes=2))
+
+
+def test_a_picture_size_that_changes_is_compiled_for(folder: Path) -> None:
+    pipeline = load(folder)
+    for width in (32, 64, 32):
+        picture = pipeline.generate("red", settings=Settings(steps=2, width=width))
+        assert picture.width == width
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"lanes": 0}])
+def test_nothing_at_a_time_is_refused(folder: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        next(stream(load(folder), JOBS, QUICK, **wrong))  # type: ignore[arg-type]

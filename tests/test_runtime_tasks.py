@@ -1,0 +1,198 @@
+"""Every task and scheduler against diffusers: the demo's FP32 IR, the same seed, one picture."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdcompress.demo import MODEL_DIR
+from sdcompress.quiet import quiet_libraries
+from sdcompress.runtime import SCHEDULERS, InputError, Job, Pipeline, Settings
+from sdcompress.runtime.schedulers import class_of
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+PROMPT, NEGATIVE = "a small red circle above a large blue square", "green star"
+STEPS, GUIDANCE_SCALE, SEED = 6, 5.0, 7
+SIZE = 128
+
+
+class SoundLMS(diffusers.LMSDiscreteScheduler):  # type: ignore[misc]  # untyped package
+    """LMS that begins later without counting calls that it has not made."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self.sigmas, self.timesteps = self.sigmas[begin_index:], self.timesteps[begin_index:]
+        super().set_begin_index(0)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_of_libraries_ignored() -> Iterator[None]:
+    with warnings.catch_warnings(), quiet_libraries():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
+def candidate(baseline: Path) -> Pipeline:
+    return Pipeline.load(baseline, execution_precision="f32", verify="never")
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, Any]:
+    with quiet_libraries():
+        whole = diffusers.StableDiffusionPipeline.from_pretrained(
+            MODEL_DIR, torch_dtype=torch.float32
+        )
+    return dict(whole.components)
+
+
+@pytest.fixture(scope="module")
+def image(candidate: Pipeline) -> Image.Image:
+    settings = Settings(steps=12, guidance_scale=5.0, scheduler="dpmsolver++")
+    return candidate.generate("a large green star on a yellow background", settings=settings)
+
+
+@pytest.fixture(scope="module")
+def mask() -> Image.Image:
+    pixels = np.zeros((SIZE, SIZE), np.uint8)
+    pixels[30:100, 20:90] = 255
+    return Image.fromarray(pixels)
+
+
+def scheduler_of_diffusers(name: str, folder: Path) -> Any:
+    values = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    forced = {"algorithm_type": "sde-dpmsolver++"} if name == "sde-dpmsolver++" else {}
+    kind = SoundLMS if name == "lms" else getattr(diffusers, class_of(name))
+    return kind.from_config(values, **forced)
+
+
+def theirs(task: str, parts: dict[str, Any], name: str, folder: Path, **options: Any) -> Any:
+    kind = getattr(diffusers, f"StableDiffusion{task}Pipeline")
+    pipeline = kind(
+        **parts | {"scheduler": scheduler_of_diffusers(name, folder)},
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="np",
+        **options,
+    ).images[0]
+
+
+def ours(candidate: Pipeline, name: str, eta: float = 0.0, **job: Any) -> Image.Image:
+    settings = Settings(
+        steps=STEPS, guidance_scale=GUIDANCE_SCALE, scheduler=name, noise="torch", eta=eta
+    )
+    return candidate.generate(PROMPT, negative_prompt=NEGATIVE, seed=SEED, settings=settings, **job)
+
+
+def assert_same_picture(actual: Image.Image, expected: Any) -> None:
+    difference = np.asarray(actual, dtype=np.float64) / 255 - expected
+    assert expected.std() > 0.05, "a plain picture would prove nothing"
+    assert np.abs(difference).mean() < 1 / 255
+    assert 10 * np.log10(1 / np.mean(difference**2)) > 45
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_text_to_image(candidate: Pipeline, parts: dict[str, Any], name: str) -> None:
+    expected = theirs("", parts, name, candidate.folder)
+    assert_same_picture(ours(candidate, name), expected)
+
+
+def test_fresh_noise_in_ddim(candidate: Pipeline, parts: dict[str, Any]) -> None:
+    expected = theirs("", parts, "ddim", candidate.folder, eta=0.7)
+    assert_same_picture(ours(candidate, "ddim", eta=0.7), expected)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_image_to_image(
+    candidate: Pipeline, parts: dict[str, Any], image: Image.Image, name: str
+) -> None:
+    expected = theirs("Img2Img", parts, name, candidate.folder, image=image, strength=0.7)
+    assert_same_picture(ours(candidate, name, image=image, strength=0.7), expected)
+
+
+@pytest.mark.parametrize("strength", [0.7, 1.0])
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_inpainting_by_blending(
+    candidate: Pipeline,
+    parts: dict[str, Any],
+    image: Image.Image,
+    mask: Image.Image,
+    name: str,
+    strength: float,
+) -> None:
+    expected = theirs(
+        "Inpaint",
+        parts,
+        name,
+        candidate.folder,
+        image=image,
+        mask_image=mask,
+        strength=strength,
+        height=SIZE,
+        width=SIZE,
+    )
+    drawn = ours(candidate, name, image=image, mask=mask, strength=strength)
+    assert_same_picture(drawn, expected)
+
+
+def test_pictures_of_other_sizes_are_fitted(
+    candidate: Pipeline, parts: dict[str, Any], image: Image.Image
+) -> None:
+    odd = image.resize((101, 87))
+    expected = theirs("Img2Img", parts, "ddim", candidate.folder, image=odd, strength=0.7)
+    drawn = ours(candidate, "ddim", image=odd, strength=0.7)
+    assert drawn.size == (96, 80)
+    assert_same_picture(drawn, expected)
+
+
+def test_a_batch_of_different_prompts_and_seeds(candidate: Pipeline) -> None:
+    settings = Settings(steps=4, guidance_scale=5.0, scheduler="euler_ancestral", noise="torch")
+    jobs = [
+        Job("a red circle", seed=1),
+        Job("a blue square", "green star", seed=2),
+        Job("a red circle", "blue square", seed=3),
+    ]
+    together = candidate.draw(jobs, settings)
+    for job, picture in zip(jobs, together, strict=True):
+        (alone,) = candidate.draw([job], settings)
+        difference = np.asarray(picture, int) - np.asarray(alone, int)
+        assert np.abs(difference).max() <= 2
+
+
+def test_given_latents_take_the_place_of_the_first_noise(candidate: Pipeline) -> None:
+    settings = Settings(steps=2, scheduler="ddim")
+    latents = candidate.initial_latents(9)
+    given = candidate.generate(PROMPT, settings=settings, latents=latents)
+    assert given.tobytes() == candidate.generate(PROMPT, settings=settings, seed=9).tobytes()
+    with pytest.raises(InputError, match=r"\[4, 16, 16\]"):
+        candidate.generate(PROMPT, settings=settings, latents=latents[:, :, :8])
+
+
+def test_what_does_not_go_together_is_refused(candidate: Pipeline, image: Image.Image) -> None:
+    with pytest.raises(InputError, match="needs an image"):
+        Job(PROMPT, mask=image)
+    with pytest.raises(InputError, match="strength"):
+        Job(PROMPT, image=image, strength=0.0)
+    with pytest.raises(InputError, match="same size"):
+        starts = [
+            candidate.begin(Job(PROMPT), Settings(steps=2, width=width)) for width in (64, 128)
+        ]
+        text = candidate.encode([PROMPT])
+        candidate.denoise(starts, text, text, Settings(steps=2))
+    with pytest.raises(InputError, match="begin alike"):
+        candidate.draw([Job(PROMPT), Job(PROMPT, image=image)], Settings(steps=8))
+    with pytest.raises(TypeError, match="colour"):
+        candidate.generate(PROMPT, colour="red")
