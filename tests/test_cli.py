@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -39,6 +40,10 @@ def test_help_names_every_command() -> None:
         "inspect",
         "verify",
         "recipes",
+        "bench",
+        "pack",
+        "unpack",
+        "sign",
     ]
     assert all(f"\n  {verb}" in text for verb in verbs)
     for verb in verbs:
@@ -176,9 +181,55 @@ def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> 
     assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
+def test_generate_begins_with_pictures(bundle: Path, tmp_path: Path) -> None:
+    first, mask = tmp_path / "first.png", tmp_path / "mask.png"
+    run("generate", bundle, "a red ring", "--steps", 4, "-o", first)
+    Image.new("L", (128, 128), 0).save(mask)
+    kept = tmp_path / "kept.png"
+    done = run(
+        "generate", bundle, "a blue star", "--steps", 4, "--image", first, "--mask", mask,
+        "-o", kept,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    before, after = (np.asarray(Image.open(file), float) for file in (first, kept))
+    assert np.abs(before - after).mean() < 6  # all is kept; it went through the VAE once more
+    changed = tmp_path / "changed.png"
+    done = run(
+        "generate", bundle, "a blue star", "--steps", 4, "--image", first, "--strength", 0.9,
+        "--preview", "-o", changed,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with Image.open(changed) as picture:
+        assert picture.text["strength"] == "0.9"
+        assert np.abs(before - np.asarray(picture, float)).mean() > 1
+
+
+def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        "generate", bundle, "a red ring", "a (blue:1.3) star", "--count", 2, "--steps", 2,
+        "--batch", 3, "--streams", 2, "--prompt-weights", "--noise", "torch",
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    files = sorted(tmp_path.glob("x_*.png"))
+    told = []
+    for file in files:
+        with Image.open(file) as picture:
+            told.append((picture.text["prompt"], picture.text["seed"]))
+    assert told == [
+        (prompt, seed) for prompt in ("a red ring", "a (blue:1.3) star") for seed in ("42", "43")
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("--mask", Path(__file__)), "go with --image"),
+        (("--image", Path(__file__)), "cannot be read as a picture"),
+        (("--eta", "0.5"), "only ddim knows it"),
+        (("--prompt-weights", "--", "a (red"), "never closed"),
+        (("--mode", "throughput", "--device", "AUTO"), "sdcompress bench"),
+        (("--public-key", Path(__file__)), "public key in PEM form"),
         (("--size", "big"), "expected WIDTHxHEIGHT"),
         (("--size", "100x100"), "multiple of 8"),
         (("--size", "²x²"), "expected WIDTHxHEIGHT"),
@@ -233,6 +284,78 @@ def test_inspect_shows_layers_by_precision(bundle: Path) -> None:
     single = run("inspect", bundle / "unet", "--layers").output
     assert "conv_in" in single
     assert "openvino_model.xml" in fault("inspect", bundle / "scheduler")
+
+
+def test_inspect_says_what_peers_can_draw(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    assert "openvino-genai draws with PNDMScheduler" in run("inspect", copy).output
+    changed = run("inspect", copy, "--peer-scheduler", "euler").output
+    assert "peers now find EulerDiscreteScheduler" in changed
+    assert "this runtime draws with dpmsolver++" in changed
+    assert run("verify", copy).exit_code == 0
+    assert "choose one of ddim" in fault("inspect", copy, "--peer-scheduler", "unipc")
+    file = copy / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace("EulerD", "UniPCMultistepScheduler EulerD"))
+    assert "not intact" in fault("inspect", copy, "--peer-scheduler", "ddim")
+
+
+def test_a_bundle_without_a_scheduler_of_openvino_genai_says_so(
+    baseline: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(baseline, tmp_path / "copy"))
+    file = copy / "scheduler/scheduler_config.json"
+    file.write_text(file.read_text().replace("PNDMScheduler", "DPMSolverMultistepScheduler"))
+    assert "openvino-genai has no DPMSolverMultistepScheduler" in run("inspect", copy).output
+
+
+def test_a_bundle_travels_as_one_file(bundle: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "bundle.sdbundle"
+    assert run("pack", bundle, archive).exit_code == 0
+    assert run("unpack", archive, tmp_path / "back").exit_code == 0
+    assert run("verify", tmp_path / "back").exit_code == 0
+    assert "exists already" in fault("unpack", archive, tmp_path / "back")
+    assert "damaged or no bundle archive" in fault("unpack", Path(__file__), tmp_path / "no")
+
+
+def test_a_signed_bundle_is_told_from_others(bundle: Path, tmp_path: Path) -> None:
+    from test_runtime_trust import write_keys
+
+    private, public = write_keys(tmp_path / "key")
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    assert "not signed" in fault("verify", copy, "--public-key", public)
+    assert run("sign", copy, "--key", private).exit_code == 0
+    assert "signed by the key given" in run("verify", copy, "--public-key", public).output
+    done = run(
+        "generate", copy, "a red ring", "--steps", 1, "--public-key", public,
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+
+
+def test_bench_finds_and_remembers_the_best_streams_and_batch(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    done = run(
+        "bench", bundle, "--streams", 1, "--streams", 2, "--batch", 1, "--steps", 2,
+        "--images", 2,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines() if " MB" in line]
+    assert [row[:3] for row in rows] == [
+        [streams, "1", shapes] for shapes in ("dynamic", "fixed") for streams in ("1", "2")
+    ]
+    seconds, speeds = ([float(row[column]) for row in rows] for column in (3, 5))
+    assert "latency" in " ".join(rows[seconds.index(min(seconds))])
+    assert "throughput" in " ".join(rows[speeds.index(max(speeds))])
+    remembered = json.loads(next((tmp_path / "cache/tuning").iterdir()).read_text())
+    best = rows[speeds.index(max(speeds))]
+    assert remembered["throughput"]["streams"] == int(best[0])
+    drawn = run(
+        "generate", bundle, "a red ring", "--mode", "throughput", "--steps", 2,
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
 
 
 def test_verify_notices_a_changed_byte(bundle: Path, tmp_path: Path) -> None:

@@ -148,6 +148,54 @@ def test_inpainting_by_blending(
     assert_same_picture(drawn, expected)
 
 
+@pytest.fixture(scope="module")
+def inpainting(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The demo with an untrained UNet of 9 input channels, as a diffusers folder and as IR."""
+    from sdcompress.progress import SilentProgress
+    from sdcompress.workflow import convert
+
+    root = tmp_path_factory.mktemp("inpainting")
+    torch.manual_seed(0)
+    own = dict(parts["unet"].config) | {"in_channels": 9}
+    wide = {**parts, "unet": diffusers.UNet2DConditionModel.from_config(own)}
+    with warnings.catch_warnings(), quiet_libraries():
+        warnings.simplefilter("ignore")
+        pipeline = diffusers.StableDiffusionPipeline(**wide, requires_safety_checker=False)
+        pipeline.save_pretrained(root / "model")
+        convert(str(root / "model"), root / "ir", progress=SilentProgress())
+    loaded = Pipeline.load(root / "ir", execution_precision="f32", verify="never")
+    return {"parts": wide, "candidate": loaded}
+
+
+@pytest.mark.parametrize("strength", [0.7, 1.0])
+def test_inpainting_with_a_unet_of_9_channels(
+    inpainting: dict[str, Any], image: Image.Image, mask: Image.Image, strength: float
+) -> None:
+    candidate = inpainting["candidate"]
+    expected = theirs(
+        "Inpaint",
+        inpainting["parts"],
+        "ddim",
+        candidate.folder,
+        image=image,
+        mask_image=mask,
+        strength=strength,
+        height=SIZE,
+        width=SIZE,
+    )
+    drawn = ours(candidate, "ddim", image=image, mask=mask, strength=strength)
+    assert_same_picture(drawn, expected)
+
+
+def test_a_unet_of_9_channels_needs_image_and_mask(
+    inpainting: dict[str, Any], image: Image.Image
+) -> None:
+    with pytest.raises(InputError, match="an image and a mask"):
+        inpainting["candidate"].generate(PROMPT)
+    with pytest.raises(InputError, match="a mask as well"):
+        inpainting["candidate"].generate(PROMPT, image=image)
+
+
 def test_pictures_of_other_sizes_are_fitted(
     candidate: Pipeline, parts: dict[str, Any], image: Image.Image
 ) -> None:

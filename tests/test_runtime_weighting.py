@@ -1,6 +1,5 @@
 """Emphasis and long prompts: what is parsed, and what the text encoder then gets."""
 
-
 import numpy as np
 import pytest
 from toy_model import write_toy_model

@@ -33,26 +33,57 @@ class _Port:
     dtype: np.dtype[Any]
 
 
-@dataclass(frozen=True)
+class _Request:
+    """An inference request with input tensors of its own, filled anew for each run."""
+
+    def __init__(self, compiled: ov.CompiledModel, output: str | int, *, alone: bool) -> None:
+        self._alone = alone
+        self._request = compiled.create_infer_request()
+        self._output = compiled.output(output)
+        self._buffers: dict[str, Array] = {}
+
+    def run(self, values: Mapping[str, Array], ports: Mapping[str, _Port]) -> Float32:
+        for name, value in values.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != value.shape:
+                buffer = np.empty(value.shape, ports[name].dtype)
+                self._request.set_tensor(name, ov.Tensor(buffer, shared_memory=True))
+                self._buffers[name] = buffer
+            np.copyto(buffer, value, casting="unsafe")
+        if self._alone:
+            self._request.infer()  # in this thread, whose caches are warm
+        else:
+            self._request.start_async()
+            self._request.wait()
+        return np.array(self._request.get_tensor(self._output).data, dtype=np.float32)
+
+
+@dataclass
 class _Executable:
     """A compiled model and the requests that nobody is using."""
 
     compiled: ov.CompiledModel
     ports: Mapping[str, _Port]
-    idle: deque[ov.InferRequest] = field(default_factory=deque)
+    output: str | int
+    alone: bool  # no other request is executed beside
+    idle: deque[_Request] = field(default_factory=deque)
+    fitting: Shapes = field(default_factory=dict)  # those of the last call that was checked
 
-    def borrow(self) -> ov.InferRequest:
+    def borrow(self) -> _Request:
         try:
             return self.idle.pop()
         except IndexError:
-            return self.compiled.create_infer_request()
+            return _Request(self.compiled, self.output, alone=self.alone)
 
     def fits(self, shapes: Shapes) -> bool:
         """Whether inputs of these shapes can be run, or never will be, whatever is compiled."""
-        ports = {name: (self.ports[name], ov.PartialShape(shape)) for name, shape in shapes.items()}
-        return all(port.compiled.compatible(shape) for port, shape in ports.values()) or not all(
-            port.declared.compatible(shape) for port, shape in ports.values()
-        )
+        if shapes == self.fitting:
+            return True
+        ports = [(self.ports[name], ov.PartialShape(shape)) for name, shape in shapes.items()]
+        if all(port.compiled.compatible(shape) for port, shape in ports):
+            self.fitting = shapes
+            return True
+        return not all(port.declared.compatible(shape) for port, shape in ports)
 
 
 class Component:
@@ -97,20 +128,15 @@ class Component:
 
     def infer(self, values: Mapping[str, Array]) -> Float32:
         """Run once; returns an array that belongs to the caller."""
-        executable = self._ready({name: value.shape for name, value in values.items()})
-        typed = {name: self._fitted(executable, name, value) for name, value in values.items()}
+        shapes = {name: value.shape for name, value in values.items()}
+        executable = self._ready(shapes)
+        if shapes != executable.fitting:
+            self._refuse(executable, shapes)
         request = executable.borrow()
         try:
-            request.start_async(typed, share_inputs=True)
-            request.wait()
-            output = request.get_tensor(executable.compiled.output(self.output or 0)).data
-            return np.array(output, dtype=np.float32)
+            return request.run(values, executable.ports)
         except RuntimeError as fault:
-            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in typed.items())
-            raise InputError(
-                f"{self.name} cannot process inputs of these shapes: {shapes}. Choose a width and "
-                f"height near the model's own. ({str(fault).strip().splitlines()[-1].strip()})"
-            ) from fault
+            raise self._unsuitable(shapes, fault) from fault
         finally:
             executable.idle.append(request)
 
@@ -141,7 +167,7 @@ class Component:
             port = compiled.input(name)
             dtype = np.dtype(port.element_type.to_dtype())
             ports[name] = _Port(declared[name], port.partial_shape, dtype)
-        return _Executable(compiled, ports)
+        return _Executable(compiled, ports, self.output or 0, alone=self._target.streams == 1)
 
     def _fix_shapes(
         self, model: ov.Model, declared: Mapping[str, ov.PartialShape], shapes: Shapes
@@ -163,21 +189,25 @@ class Component:
         try:
             model.reshape(changed)
         except RuntimeError as fault:
-            sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            raise InputError(
-                f"{self.name} cannot process inputs of these shapes: {sizes}. Choose a width and "
-                f"height near the model's own. ({str(fault).strip().splitlines()[-1].strip()})"
-            ) from fault
+            raise self._unsuitable(shapes, fault) from fault
 
-    def _fitted(self, executable: _Executable, name: str, value: Array) -> Array:
-        port = executable.ports[name]
-        if not port.compiled.compatible(ov.PartialShape(value.shape)):
-            raise InputError(
-                f"{self.name} in {self.path.parent} was built for {name} of shape "
-                f"{port.declared}, but got {list(value.shape)}. Use the size, and guidance on "
-                "or off, that it was built for, or build it again with dynamic shapes."
-            )
-        return np.ascontiguousarray(value, dtype=port.dtype)
+    def _unsuitable(self, shapes: Shapes, fault: Exception) -> InputError:
+        sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        reason = str(fault).strip().splitlines()[-1].strip()
+        return InputError(
+            f"{self.name} cannot process inputs of these shapes: {sizes}. Choose a width and "
+            f"height near the model's own. ({reason})"
+        )
+
+    def _refuse(self, executable: _Executable, shapes: Shapes) -> None:
+        for name, shape in shapes.items():
+            port = executable.ports[name]
+            if not port.compiled.compatible(ov.PartialShape(shape)):
+                raise InputError(
+                    f"{self.name} in {self.path.parent} was built for {name} of shape "
+                    f"{port.declared}, but got {list(shape)}. Use the size, and guidance on "
+                    "or off, that it was built for, or build it again with dynamic shapes."
+                )
 
 
 class TextEncoder(Component):
@@ -218,12 +248,22 @@ class UnetComponent(Component):
         return asked
 
     def __call__(self, sample: Float32, timestep: float, encoder_hidden_states: Float32) -> Float32:
-        values = {"sample": sample, _TEXT: encoder_hidden_states}
-        executable = self._ready({name: value.shape for name, value in values.items()})
-        # Exports declare the timestep as a scalar, as one value or as one value per sample.
-        declared = executable.ports["timestep"].declared
+        declared = self._timestep_shape(
+            {"sample": sample.shape, _TEXT: encoder_hidden_states.shape}
+        )
         shape = (len(sample),) if declared.is_dynamic else tuple(declared.to_shape())
-        return self.infer(values | {"timestep": np.full(shape, timestep, np.float32)})
+        return self.infer(
+            {
+                "sample": sample,
+                "timestep": np.full(shape, timestep, np.float32),
+                _TEXT: encoder_hidden_states,
+            }
+        )
+
+    def _timestep_shape(self, shapes: Shapes) -> ov.PartialShape:
+        """Exports declare the timestep as a scalar, as one value or as one value per sample."""
+        executable = self._executable or self._ready(shapes)
+        return executable.ports["timestep"].declared
 
 
 class VaeDecoder(Component):
