@@ -5,14 +5,19 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BASE := $(VENV)-base
+BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime_manifest \
+	runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
-.PHONY: help quantize test lint types bench clean
+.PHONY: help quantize test test-base lint bench bench-overhead clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
 	@echo "make test       set up, then run the tests"
+	@echo "make test-base  the runtime's tests in an environment with the base install only"
 	@echo "make lint       ruff and mypy, as CI runs them"
 	@echo "make bench      the measurements behind the figures in README and docs"
+	@echo "make bench-overhead  import, first picture and time beside the network, against the peers"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -26,6 +31,15 @@ quantize: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+$(BASE)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BASE)
+	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt . pytest
+	@touch $@
+
+# The installed package is tested, not the one that lies here.
+test-base: $(BASE)/.installed
+	$(BASE)/bin/python -P -m pytest $(addprefix tests/test_,$(addsuffix .py,$(BASE_TESTS)))
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -34,5 +48,9 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/methods.py
 
+bench-overhead: $(INSTALLED)
+	test -d build/unet_int8 || $(BIN)/sdcompress quantize recipes/unet_int8.yaml
+	$(BIN)/python benchmarks/overhead.py build/unet_int8
+
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(BASE)

@@ -54,7 +54,8 @@ def write_peer_scheduler(folder: Path, name: str) -> str:
     usable = [DIFFUSERS_CLASSES[class_name] for class_name in GENAI]
     if name not in SCHEDULERS or class_of(name) not in GENAI:
         raise InputError(f"--peer-scheduler {name}: choose one of {', '.join(usable)}")
-    problems = verify(folder)
+    sealed = (folder / MANIFEST).is_file()
+    problems = verify(folder) if sealed else []
     if problems:
         raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
     settings, index = read_json(folder / SETTINGS), read_json(folder / INDEX)
@@ -64,8 +65,11 @@ def write_peer_scheduler(folder: Path, name: str) -> str:
     index["scheduler"] = ["diffusers", class_of(name)]
     for file, values in ((SETTINGS, settings), (INDEX, index)):
         (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    told = f"{folder}: peers now find {class_of(name)}"
+    if not sealed:
+        return told
     manifest = read_manifest(folder)
     changed = hash_files(folder, [SETTINGS, INDEX])
     write_manifest(folder, replace(manifest, files=dict(manifest.files) | changed))
     (folder / SIGNATURE).unlink(missing_ok=True)
-    return f"{folder}: peers now find {class_of(name)}"
+    return told

@@ -3,12 +3,12 @@
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sdcompress.demo import MODEL_DIR
-from sdcompress.recipe import Recipe, load_recipe
-from sdcompress.shipped import shipped_folder
+if TYPE_CHECKING:
+    from sdcompress.recipe import Recipe
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when first imported
 
@@ -24,8 +24,11 @@ QUICK = (
 )
 
 
-def quick_recipe(name: str, *overrides: str) -> Recipe:
+def quick_recipe(name: str, *overrides: str) -> "Recipe":
     """A shipped recipe, shortened so that it runs in seconds on the demo."""
+    from sdcompress.recipe import load_recipe
+    from sdcompress.shipped import shipped_folder
+
     return load_recipe(shipped_folder("recipes") / f"{name}.yaml", (*QUICK, *overrides))
 
 
@@ -58,4 +61,6 @@ def baseline(bundle: Path, build_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
+    from sdcompress.demo import MODEL_DIR
+
     return MODEL_DIR

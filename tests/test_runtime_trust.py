@@ -260,6 +260,7 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def write_keys(stem: Path) -> tuple[Path, Path]:
+    pytest.importorskip("cryptography")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
