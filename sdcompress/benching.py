@@ -45,5 +45,5 @@ def bench(
             on_cell=lambda *_: bar.update(1),
         )
     yield from table(cells)
-    remember(bundle, device, recommend(cells))
+    remember(bundle, device, precision, recommend(cells))
     yield f"remembered for: sdcompress generate {bundle} PROMPT --mode latency|throughput"

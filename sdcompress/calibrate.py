@@ -218,7 +218,8 @@ class ModelInputs:
             yield {name: self._input(rows[name], kind) for name, kind in self.types.items()}
 
     def _input(self, values: Any, kind: str) -> Array:
-        stacked = np.asarray(values, kind)
+        # Euler's timesteps lie between two of training; the model's file declares whole ones.
+        stacked = np.asarray(np.rint(values) if kind == "i8" else values, kind)
         return stacked[:1] if stacked.ndim == 1 else stacked  # one timestep for the whole batch
 
 

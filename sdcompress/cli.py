@@ -81,7 +81,8 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--cache-dir", type=_FOLDER, help="Keep compiled models here."),
         click.option("--verify", type=click.Choice(["once", "always", "never"]), default="once",
                      show_default=True, help="When to compare hashes with the manifest."),
-        click.option("--public-key", type=_FILE, help="Refuse bundles not signed by this key."),
+        click.option("--public-key", type=_FILE,
+                     help="Refuse a bundle not signed by this key; hashes are always compared."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -218,7 +219,9 @@ def compare(folders: tuple[Path, ...]) -> None:
               help="(word:1.2) counts more, [word] less.")  # fmt: skip
 @click.option("--long-prompts", is_flag=True, default=None,
               help="Encode prompts of more than 75 tokens in pieces, do not cut them.")  # fmt: skip
-@click.option("--preview", is_flag=True, help="Write the picture every 5 calls while it is drawn.")
+@click.option(
+    "--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is drawn."
+)
 @_engine_options
 @click.option("--mode", type=click.Choice(["latency", "throughput"]),
               help="Streams and batch that `sdcompress bench` found best here.")  # fmt: skip
@@ -298,14 +301,12 @@ def inspect(folder: Path, *, layers: bool, peer_scheduler: str | None) -> None:
 @click.option("--public-key", type=_FILE, help="Also demand a signature by this Ed25519 key (PEM).")
 def verify(folder: Path, public_key: Path | None) -> None:
     """Check every file of a bundle against its manifest."""
-    from sdcompress.runtime import BundleError, read_manifest, require_signature
-    from sdcompress.runtime import verify as run_verify
+    from sdcompress.runtime import read_manifest, require_signature
+    from sdcompress.runtime.manifest import require_whole
 
     if public_key:
         require_signature(folder, public_key)
-    problems = run_verify(folder)
-    if problems:
-        raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
+    require_whole(folder)
     signed = ", signed by the key given" if public_key else ""
     click.echo(
         f"{folder}: {len(read_manifest(folder).files)} files, all as the manifest says{signed}"

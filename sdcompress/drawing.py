@@ -65,7 +65,9 @@ class Engine:
 
     def tuning(self, bundle: Path) -> Tuning:
         """The measured choice for a mode, with what was asked for on top."""
-        base = recall(bundle, self.device, self.mode) if self.mode else Tuning()
+        base = Tuning()
+        if self.mode:
+            base = recall(bundle, self.device, self.precision, self.mode)
         return Tuning(
             self.streams or base.streams,
             self.batch or base.batch,
@@ -84,7 +86,8 @@ class Engine:
             threads=self.threads,
             streams=tuning.streams,
             static=tuning.static,
-            verify=self.verify,
+            # A signature vouches for hashes, and they for the files only if they are compared.
+            verify="always" if self.public_key else self.verify,
         )
 
 
@@ -124,18 +127,22 @@ def draw(
     pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
     resolved = replace(pipeline.settings, **given)
+    if preview and len(jobs) > 1:
+        raise InputError("--preview shows one picture; draw them one by one")
     names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
-    calls = len(pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0))
+    plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
+    calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
     batches = -(-len(jobs) // tuning.batch)
-    watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", preview and len(jobs) == 1)
+    shown = output.with_suffix(".preview.png") if preview else None
+    watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", shown)
     written: list[Future[Path]] = []
     with watch, ThreadPoolExecutor(1) as writing:
         drawn = stream(
             pipeline, jobs, resolved, batch=tuning.batch, lanes=tuning.streams,
-            on_step=lambda step: watch(step, pipeline, output),
+            on_step=lambda step: watch(step, pipeline),
         )  # fmt: skip
         for file, (job, image) in zip(names, drawn, strict=True):
-            text = _metadata(job, resolved, image, bundle)
+            text = _metadata(job, drawn_with, image, bundle)
             written.append(writing.submit(_save, image, file, text))
             while written and written[0].done():
                 yield written.pop(0).result()
@@ -145,7 +152,7 @@ def draw(
 class _Watch:
     """A progress bar for calls of the UNet, told from several threads; and previews."""
 
-    def __init__(self, calls: int, label: str, preview: bool) -> None:
+    def __init__(self, calls: int, label: str, preview: Path | None) -> None:
         self._bar = click.progressbar(length=calls, label=label)
         self._preview = preview
         self._lock = threading.Lock()
@@ -157,12 +164,12 @@ class _Watch:
     def __exit__(self, *fault: Any) -> None:
         self._bar.__exit__(*fault)
 
-    def __call__(self, step: Step, pipeline: Pipeline, output: Path) -> None:
+    def __call__(self, step: Step, pipeline: Pipeline) -> None:
         with self._lock:
             self._bar.update(1)
             if self._preview and step.done % 5 == 0 and step.done < step.calls:
                 image = Image.fromarray(pipeline.decode(step.clean)[0])
-                save_png(image, output, {"preview": f"{step.done} of {step.calls}"})
+                save_png(image, self._preview, {"preview": f"{step.done} of {step.calls}"})
 
 
 def _save(image: Image.Image, file: Path, text: dict[str, str]) -> Path:

@@ -5,21 +5,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sdcompress.errors import BundleError, InputError
-from sdcompress.runtime import hash_files, read_manifest, verify, write_manifest
+from sdcompress.errors import InputError
+from sdcompress.runtime import hash_files, read_manifest, write_manifest
 from sdcompress.runtime.layout import read_json
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.runtime.manifest import SIGNATURE
+from sdcompress.runtime.manifest import SIGNATURE, require_whole
 from sdcompress.runtime.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, class_of
+from sdcompress.runtime.settings import bundled_settings
 
 SETTINGS = "scheduler/scheduler_config.json"
 INDEX = "model_index.json"
 
 # What openvino-genai 2026.4 has; optimum-intel has every scheduler of diffusers.
+# Its LMS is left out, for it draws other pictures than diffusers' from the same latents.
 GENAI = (
     "DDIMScheduler",
     "PNDMScheduler",
-    "LMSDiscreteScheduler",
     "LCMScheduler",
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -33,6 +34,8 @@ def describe_peers(folder: Path) -> Iterator[str]:
     name = str(read_json(folder / SETTINGS).get("_class_name"))
     if name in GENAI:
         yield f"openvino-genai draws with {name}; optimum-intel too"
+    elif name == "LMSDiscreteScheduler":
+        yield f"openvino-genai's {name} draws other pictures than optimum-intel's"
     else:
         yield (
             f"openvino-genai has no {name}; optimum-intel has. For both: "
@@ -40,7 +43,7 @@ def describe_peers(folder: Path) -> Iterator[str]:
         )
     if not (folder / MANIFEST).is_file():
         return
-    own = read_manifest(folder).recipe.get("sampling", {}).get("scheduler")
+    own = bundled_settings(folder).scheduler
     if own and class_of(own) != name:
         yield f"this runtime draws with {own}, as the bundle was evaluated"
 
@@ -55,21 +58,26 @@ def write_peer_scheduler(folder: Path, name: str) -> str:
     if name not in SCHEDULERS or class_of(name) not in GENAI:
         raise InputError(f"--peer-scheduler {name}: choose one of {', '.join(usable)}")
     sealed = (folder / MANIFEST).is_file()
-    problems = verify(folder) if sealed else []
-    if problems:
-        raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
+    if sealed:
+        require_whole(folder)
     settings, index = read_json(folder / SETTINGS), read_json(folder / INDEX)
+    if settings.get("clip_sample"):
+        raise InputError(f"{folder / SETTINGS} asks for clipped samples, which peers do not draw")
     settings["_class_name"] = class_of(name)
-    # openvino-genai refuses DDIM without it; latents must not be clipped anyway.
-    settings["clip_sample"] = False
+    # openvino-genai refuses DDIM, and this runtime PNDM, unless the file says these.
+    settings |= {"clip_sample": False, "skip_prk_steps": True}
     index["scheduler"] = ["diffusers", class_of(name)]
     for file, values in ((SETTINGS, settings), (INDEX, index)):
-        (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        partial = (folder / file).with_suffix(".partial")
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / file)
     told = f"{folder}: peers now find {class_of(name)}"
     if not sealed:
         return told
     manifest = read_manifest(folder)
     changed = hash_files(folder, [SETTINGS, INDEX])
     write_manifest(folder, replace(manifest, files=dict(manifest.files) | changed))
-    (folder / SIGNATURE).unlink(missing_ok=True)
+    if (folder / SIGNATURE).exists():
+        (folder / SIGNATURE).unlink()
+        return f"{told}; its signature is gone, sign it again"
     return told

@@ -68,6 +68,11 @@ class Sampling(Section):
     height: PixelSize | None = None
     width: PixelSize | None = None
 
+    @property
+    def unet_calls(self) -> int:
+        """How often a picture asks the UNet; some schedulers ask more than once for a step."""
+        return {"heun": 2 * self.steps - 1, "pndm": self.steps + 1}.get(self.scheduler, self.steps)
+
 
 class Calibrate(Section):
     """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each."""
@@ -264,13 +269,13 @@ class Recipe(Section):
         if not self.compress.needs_calibration:
             return
         branches = 2 if self.sampling.guidance_scale > 1.0 else 1
-        calls, most = self.calibrate.samples // branches, self.calibrate.prompts
-        most *= self.sampling.steps
+        calls = self.calibrate.samples // branches
+        most = self.calibrate.prompts * self.sampling.unet_calls
         if calls > most:
             raise FaultyKeyError(
                 "calibrate.samples",
                 f"{self.calibrate.samples} UNet inputs are {calls} calls, but "
-                f"{self.calibrate.prompts} prompts of {self.sampling.steps} steps make only "
+                f"{self.calibrate.prompts} prompts of {self.sampling.unet_calls} make only "
                 f"{most}: raise calibrate.prompts or lower samples",
             )
         shared = self.calibrate.prompt_set == self.evaluate.prompt_set

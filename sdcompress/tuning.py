@@ -19,8 +19,6 @@ from sdcompress.errors import EvaluationError, InputError
 from sdcompress.runtime import Settings
 from sdcompress.runtime.trust import cache_folder
 
-MODES = ("latency", "throughput")
-
 
 @dataclass(frozen=True)
 class Tuning:
@@ -84,7 +82,7 @@ def grid(streams: Sequence[int], batches: Sequence[int]) -> list[Tuning]:
         Tuning(stream, batch, static)
         for static in (False, True)
         for stream in streams
-        for batch in batches
+        for batch in sorted({1, *batches})  # one alone is what latency means
     ]
 
 
@@ -96,27 +94,28 @@ def default_streams() -> list[int]:
 
 def recommend(cells: Sequence[Cell]) -> dict[str, Cell]:
     """The best cell of each mode: the soonest single picture, and the most pictures a second."""
-    single = [cell for cell in cells if cell.tuning.batch == 1] or list(cells)
+    single = [cell for cell in cells if cell.tuning.batch == 1]
     return {
         "latency": min(single, key=lambda cell: cell.image_seconds),
         "throughput": max(cells, key=lambda cell: cell.images_per_second),
     }
 
 
-def remember(bundle: Path, device: str, best: dict[str, Cell]) -> Path:
-    """Keeps the recommendation for this machine, device and bundle."""
-    path = _record(bundle, device)
+def remember(bundle: Path, device: str, precision: str | None, best: dict[str, Cell]) -> Path:
+    """Keeps the recommendation for this machine, device, execution precision and bundle."""
+    path = _record(bundle, device, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {mode: asdict(cell.tuning) for mode, cell in best.items()}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def recall(bundle: Path, device: str, mode: str) -> Tuning:
+def recall(bundle: Path, device: str, precision: str | None, mode: str) -> Tuning:
     """What was measured for a mode. Raises InputError when nothing was."""
-    path = _record(bundle, device)
+    path = _record(bundle, device, precision)
     try:
-        return Tuning(**json.loads(path.read_text(encoding="utf-8"))[mode])
+        tuning = Tuning(**json.loads(path.read_text(encoding="utf-8"))[mode])
+        return Tuning(max(int(tuning.streams), 1), max(int(tuning.batch), 1), bool(tuning.static))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"--mode {mode} goes by measurement, and {bundle} was not measured on this machine "
@@ -154,9 +153,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _record(bundle: Path, device: str) -> Path:
+def _record(bundle: Path, device: str, precision: str | None) -> Path:
     here = [
         str(bundle.resolve()),
+        str(precision),
         device,
         platform.node(),
         str(os.cpu_count()),

@@ -63,8 +63,9 @@ def test_toolkit_verbs_name_the_extra(command: list[str], tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_signing_names_its_extra(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("sign", "--key"), ("verify", "--public-key")])
+def test_signatures_name_their_extra(tmp_path: Path, command: tuple[str, str]) -> None:
     (tmp_path / "key").write_text("")
-    done = run("sign", tmp_path, "--key", tmp_path / "key")
+    done = run(command[0], tmp_path, command[1], tmp_path / "key")
     assert done.returncode == 2
     assert 'pip install "sdcompress[signing]"' in done.stderr

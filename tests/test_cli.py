@@ -196,12 +196,22 @@ def test_generate_begins_with_pictures(bundle: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.png"
     done = run(
         "generate", bundle, "a blue star", "--steps", 4, "--image", first, "--strength", 0.9,
-        "--preview", "-o", changed,
+        "-o", changed,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     with Image.open(changed) as picture:
         assert picture.text["strength"] == "0.9"
         assert np.abs(before - np.asarray(picture, float)).mean() > 1
+
+
+def test_a_preview_is_shown_beside_the_picture(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "star.png"
+    done = run("generate", bundle, "a blue star", "--steps", 11, "--preview", "-o", file)
+    assert done.exit_code == 0, done.output
+    with Image.open(file) as picture, Image.open(tmp_path / "star.preview.png") as preview:
+        assert preview.text["preview"] == "10 of 11"
+        difference = np.asarray(picture, float) - np.asarray(preview, float)
+        assert 0 < np.abs(difference).mean() < 40
 
 
 def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
@@ -227,6 +237,7 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
         (("--mask", Path(__file__)), "go with --image"),
         (("--image", Path(__file__)), "cannot be read as a picture"),
         (("--eta", "0.5"), "only ddim knows it"),
+        (("--preview", "--count", "2"), "one by one"),
         (("--prompt-weights", "--", "a (red"), "never closed"),
         (("--mode", "throughput", "--device", "AUTO"), "sdcompress bench"),
         (("--public-key", Path(__file__)), "public key in PEM form"),
@@ -351,6 +362,9 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
     remembered = json.loads(next((tmp_path / "cache/tuning").iterdir()).read_text())
     best = rows[speeds.index(max(speeds))]
     assert remembered["throughput"]["streams"] == int(best[0])
+    assert "sdcompress bench" in fault(
+        "generate", bundle, "a red ring", "--mode", "throughput", "--precision", "f32"
+    )
     drawn = run(
         "generate", bundle, "a red ring", "--mode", "throughput", "--steps", 2,
         "-o", tmp_path / "x.png",

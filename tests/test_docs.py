@@ -2,10 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from test_runtime_imports import BLOCK
+from toy_model import write_toy_model
 
 from sdcompress.catalogue import shipped_recipes
 from sdcompress.cli import main
@@ -53,3 +57,16 @@ def test_make_verbs_exist() -> None:
     shown = set(re.findall(r"^    make (\w+)", readme, re.MULTILINE))
     assert shown
     assert shown <= verbs
+
+
+def test_the_application_of_the_shipping_page_runs(tmp_path: Path) -> None:
+    """As shown, in an interpreter that finds the base installation only."""
+    page = (ROOT / "docs/shipping.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    folder = write_toy_model(tmp_path / "model")
+    command = [sys.executable, "-c", BLOCK + code, folder, "a red circle", tmp_path / "x.png"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "20 of 20" in done.stderr or "21 of 21" in done.stderr
+    assert (tmp_path / "x.png").is_file()

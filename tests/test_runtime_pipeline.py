@@ -78,6 +78,10 @@ def test_sizes_that_are_no_multiple_of_8_are_refused(pipeline: Pipeline, size: i
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"scheduler": "best"}, r"best.*dpmsolver\+\+"),
         ({"eta": 1.5}, "eta"),
+        ({"steps": 3.5}, "steps is 3.5; it must be of type int"),
+        ({"steps": True}, "steps is True"),
+        ({"width": "512"}, "width"),
+        ({"guidance_scale": "7"}, "guidance_scale"),
         ({"noise": "dice"}, "dice.*numpy, torch"),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import SCHEDULER
 
+from sdcompress import cli
 from sdcompress.recipe import Sampling
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import BundleError, InputError
@@ -316,7 +317,9 @@ def test_lagrange_integrals_are_those_of_numerical_integration() -> None:
 
 def test_recipes_know_every_scheduler() -> None:
     for name in NAMES:
-        assert Sampling(scheduler=name).scheduler == name  # type: ignore[arg-type]
+        recipe = Sampling(scheduler=name, steps=7)  # type: ignore[arg-type]
+        assert recipe.unet_calls == len(make_plan(own_config(name, BASE), 7))
+    assert list(cli._SCHEDULERS) == NAMES
 
 
 @pytest.mark.parametrize("target", NAMES)
@@ -367,6 +370,10 @@ def test_clipping_stays_off_where_the_file_does_not_ask_for_it() -> None:
         ("ddim", {"beta_start": "small"}, "beta_start"),
         ("ddim", {"num_train_timesteps": True}, "num_train_timesteps"),
         ("ddim", {"trained_betas": []}, "trained_betas"),
+        ("ddim", {"trained_betas": ["a"]}, "trained_betas"),
+        ("ddim", {"beta_start": -1}, "beta_start"),
+        ("ddim", {"num_train_timesteps": 10**12}, "num_train_timesteps"),
+        ("ddim", {"_use_default_values": 5}, "_use_default_values"),
         ("ddim", {"brand_new_option": True}, "brand_new_option"),
         ("pndm", {"skip_prk_steps": False}, "skip_prk_steps"),
         ("euler", {"use_beta_sigmas": True}, "use_beta_sigmas"),

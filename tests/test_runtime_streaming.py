@@ -8,6 +8,7 @@ import pytest
 from toy_model import write_toy_model
 
 from sdcompress.runtime import InputError, Job, NotFiniteError, Pipeline, Settings, Step, stream
+from sdcompress.runtime.components import Component
 
 QUICK = Settings(steps=3)
 JOBS = [Job("a red circle", seed=seed) for seed in range(7)]
@@ -32,6 +33,60 @@ def test_pictures_come_in_order_and_are_those_drawn_alone(
     assert [job for job, _ in drawn] == JOBS
     for (_, picture), wanted in zip(drawn, expected, strict=True):
         assert np.abs(np.asarray(picture, int) - wanted).max() <= 1
+
+
+def test_nothing_is_compiled_twice_for_a_last_batch_of_fewer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, compiled = load(folder, 2), []
+    plain = Component._compile
+
+    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
+        compiled.append(component.name)
+        return plain(component, shapes)
+
+    monkeypatch.setattr(Component, "_compile", counting)
+    assert len(list(stream(pipeline, JOBS, QUICK, batch=3, lanes=2))) == len(JOBS)
+    assert sorted(compiled) == ["text_encoder", "unet", "vae_decoder"]
+
+
+def test_two_lanes_of_different_shapes_keep_their_models(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of one and of two pieces in turn need two models, but not one for each step."""
+    pipeline, compiled = load(folder, 2), []
+    plain = Component._compile
+
+    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
+        compiled.append(component.name)
+        return plain(component, shapes)
+
+    monkeypatch.setattr(Component, "_compile", counting)
+    jobs = [Job(prompt) for prompt in ("red", "red " * 80) * 3]
+    long = Settings(steps=6, long_prompts=True)
+    assert len(list(stream(pipeline, jobs, long, lanes=2))) == 6
+    assert compiled.count("unet") == 2
+
+
+def test_distinct_prompts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, encoded = load(folder), []
+    plain = pipeline.encode
+
+    def counting(texts: list[str], settings: Settings) -> object:
+        encoded.extend(texts)
+        return plain(texts, settings)
+
+    monkeypatch.setattr(pipeline, "encode", counting)
+    assert len(list(stream(pipeline, JOBS, QUICK))) == len(JOBS)
+    assert sorted(encoded) == ["", "a red circle"]
+
+
+def test_what_was_compiled_before_any_shape_was_known_is_replaced(folder: Path) -> None:
+    pipeline = load(folder)
+    pipeline.execution_precisions()
+    pipeline.generate("red", settings=QUICK)
+    shapes = [port.partial_shape for port in pipeline._unet.compiled.inputs]
+    assert all(shape.is_static for shape in shapes)
 
 
 def test_lanes_work_at_the_same_time(folder: Path) -> None:

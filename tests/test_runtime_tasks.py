@@ -1,8 +1,11 @@
 """Every task and scheduler against diffusers: the demo's FP32 IR, the same seed, one picture."""
 
 import json
+import logging
+import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +86,19 @@ def theirs(task: str, parts: dict[str, Any], name: str, folder: Path, **options:
         PROMPT,
         negative_prompt=NEGATIVE,
         num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE_SCALE,
         generator=torch.Generator().manual_seed(SEED),
         output_type="np",
-        **options,
+        **({"guidance_scale": GUIDANCE_SCALE} | options),
     ).images[0]
 
 
-def ours(candidate: Pipeline, name: str, eta: float = 0.0, **job: Any) -> Image.Image:
-    settings = Settings(
-        steps=STEPS, guidance_scale=GUIDANCE_SCALE, scheduler=name, noise="torch", eta=eta
-    )
+def ours(candidate: Pipeline, name: str, **options: Any) -> Image.Image:
+    """Options are those of settings or of a job."""
+    known = {field.name for field in fields(Settings)}
+    chosen = {key: value for key, value in options.items() if key in known}
+    job = {key: value for key, value in options.items() if key not in known}
+    base = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "scheduler": name, "noise": "torch"}
+    settings = Settings(**(base | chosen))
     return candidate.generate(PROMPT, negative_prompt=NEGATIVE, seed=SEED, settings=settings, **job)
 
 
@@ -150,10 +155,9 @@ def test_inpainting_by_blending(
 
 @pytest.fixture(scope="module")
 def inpainting(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The demo with an untrained UNet of 9 input channels, as a diffusers folder and as IR."""
-    from sdcompress.progress import SilentProgress
-    from sdcompress.workflow import convert
-
+    """The demo with an untrained UNet of 9 input channels, exported by optimum-intel."""
+    exporters = pytest.importorskip("optimum.exporters.openvino")
+    intel = pytest.importorskip("optimum.intel")
     root = tmp_path_factory.mktemp("inpainting")
     torch.manual_seed(0)
     own = dict(parts["unet"].config) | {"in_channels": 9}
@@ -162,9 +166,22 @@ def inpainting(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
         warnings.simplefilter("ignore")
         pipeline = diffusers.StableDiffusionPipeline(**wide, requires_safety_checker=False)
         pipeline.save_pretrained(root / "model")
-        convert(str(root / "model"), root / "ir", progress=SilentProgress())
-    loaded = Pipeline.load(root / "ir", execution_precision="f32", verify="never")
-    return {"parts": wide, "candidate": loaded}
+        exporters.main_export(
+            str(root / "model"),
+            str(root / "ir"),
+            task="text-to-image",
+            library_name="diffusers",
+            ov_config=intel.OVConfig(dtype="fp32"),
+        )
+    return {"parts": wide, "candidate": Pipeline.load(root / "ir", execution_precision="f32")}
+
+
+def test_a_folder_of_optimum_intel_is_opened_with_a_warning(
+    inpainting: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.disable(logging.NOTSET)  # which the fixture that silences libraries sets
+    Pipeline.load(inpainting["candidate"].folder)
+    assert "nothing in it was verified" in caplog.text
 
 
 @pytest.mark.parametrize("strength", [0.7, 1.0])
@@ -204,6 +221,39 @@ def test_pictures_of_other_sizes_are_fitted(
     drawn = ours(candidate, "ddim", image=odd, strength=0.7)
     assert drawn.size == (96, 80)
     assert_same_picture(drawn, expected)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (72, 136)])
+def test_other_sizes(candidate: Pipeline, parts: dict[str, Any], size: tuple[int, int]) -> None:
+    """Any multiple of 8, also where the UNet's levels do not divide evenly."""
+    width, height = size
+    expected = theirs("", parts, "dpmsolver++", candidate.folder, width=width, height=height)
+    assert_same_picture(ours(candidate, "dpmsolver++", width=width, height=height), expected)
+
+
+def test_without_guidance(candidate: Pipeline, parts: dict[str, Any]) -> None:
+    expected = theirs("", parts, "euler", candidate.folder, guidance_scale=1.0)
+    assert_same_picture(ours(candidate, "euler", guidance_scale=1.0), expected)
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "dpmsolver++", "unipc"])
+def test_v_prediction(baseline: Path, parts: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """The demo was not trained for it, but what it says can be read that way."""
+    folder = Path(shutil.copytree(baseline, tmp_path / "model"))
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "v_prediction"}))
+    candidate = Pipeline.load(folder, execution_precision="f32", verify="never")
+    assert_same_picture(ours(candidate, name), theirs("", parts, name, folder))
+
+
+def test_embeddings(candidate: Pipeline, parts: dict[str, Any]) -> None:
+    texts = [PROMPT, "", "red " * 100]
+    ids = parts["tokenizer"](
+        texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        expected = parts["text_encoder"](ids)[0].numpy()
+    np.testing.assert_allclose(candidate.encode(texts), expected, atol=1e-3)
 
 
 def test_a_batch_of_different_prompts_and_seeds(candidate: Pipeline) -> None:

@@ -80,9 +80,9 @@ def test_a_byte_that_changes_later_is_noticed(folder: Path) -> None:
     path = folder / "text_encoder/openvino_model.bin"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
-    path.write_bytes(content)
     status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as copying tools do
     with pytest.raises(BundleError, match=r"text_encoder/openvino_model.bin: content differs"):
         Pipeline.load(folder)
 
@@ -194,6 +194,8 @@ def flipped(content: bytes) -> bytes:
 TAMPERED: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "a climbing path": (lambda m: listed(m, "../escaped.bin"), "lies outside the bundle"),
     "an absolute path": (lambda m: listed(m, "/escaped.bin"), "lies outside the bundle"),
+    "a device": (lambda m: listed(m, "unet/NUL.bin"), "lies outside the bundle"),
+    "a name of no file system": (lambda m: listed(m, "unet/\0.bin"), "lies outside|lacks"),
     "a drive": (lambda m: listed(m, "C:escaped.bin"), "lies outside the bundle"),
     "an extra file": (lambda m: m.update({"run_me.py": b"print()"}), "holds run_me.py"),
     "a missing file": (lambda m: m.pop(UNET), f"lacks {UNET}"),
@@ -225,7 +227,7 @@ def test_a_bomb_is_not_unpacked(folder: Path, tmp_path: Path) -> None:
         compression=zipfile.ZIP_DEFLATED,
     )
     assert archive.stat().st_size < 1_000_000
-    with pytest.raises(BundleError, match="longer than the"):
+    with pytest.raises(BundleError, match="compressed members"):
         unpack(archive, tmp_path / "out")
 
 
@@ -242,6 +244,8 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
         pack(folder, archive)
     with pytest.raises(InputError, match="exists already"):
         unpack(archive, folder)
+    with pytest.raises(InputError, match="in the bundle itself"):
+        pack(folder, folder / "b.sdbundle")
 
 
 def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
@@ -299,6 +303,13 @@ def test_a_signature_holds_until_the_manifest_changes(
     seal(folder)
     with pytest.raises(BundleError, match="Do not use"):
         require_signature(folder, public)
+
+
+def test_a_damaged_bundle_is_not_signed(folder: Path, keys: tuple[Path, Path]) -> None:
+    (folder / UNET).write_bytes(b"")
+    with pytest.raises(BundleError, match="not intact"):
+        sign(folder, keys[0])
+    assert not (folder / "manifest.sig").exists()
 
 
 def test_keys_of_another_kind_are_refused(folder: Path, keys: tuple[Path, Path]) -> None:

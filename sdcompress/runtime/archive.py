@@ -6,15 +6,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO
 
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.runtime.manifest import SIGNATURE, Manifest, inside, parse_manifest, verify
+from sdcompress.runtime.manifest import SIGNATURE, Manifest, inside, parse_manifest, require_whole
 
-SUFFIX = ".sdbundle"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the format can hold
 _READABLE = 0o644 << 16
 _CHUNK = 1 << 20
@@ -29,9 +27,9 @@ def pack(folder: Path, archive: Path) -> Path:
     """
     if archive.exists():
         raise InputError(f"{archive} exists already; choose another name.")
-    problems = verify(folder)
-    if problems:
-        raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
+    if archive.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{archive} lies in the bundle itself; choose another place.")
+    require_whole(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
     partial = archive.with_name(f".{archive.name}.{os.getpid()}.partial")
     try:
@@ -68,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             _extract(source, archive, partial)
         partial.chmod(0o755)
         partial.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as fault:
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as fault:
         raise BundleError(
             f"{archive} is damaged or no bundle archive: {fault}. Copy it again."
         ) from fault
@@ -84,6 +82,8 @@ def _extract(source: zipfile.ZipFile, archive: Path, folder: Path) -> None:
     names = [entry.filename for entry in entries]
     manifest = _manifest_in(source, archive, names)
     wanted = {MANIFEST, *manifest.files}
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise BundleError(f"{archive} holds compressed members, which a bundle archive does not.")
     strange = sorted(set(names) - wanted - {SIGNATURE})
     missing = sorted(wanted - set(names))
     if strange or missing or len(set(names)) != len(names):
@@ -115,7 +115,7 @@ def _manifest_in(source: zipfile.ZipFile, archive: Path, names: list[str]) -> Ma
         raise BundleError(f"{archive}: {MANIFEST} is larger than any manifest.")
     try:
         values = json.loads(text)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise BundleError(f"{archive}: {MANIFEST} cannot be read ({fault}).") from fault
     return parse_manifest(values, Path(archive.name) / MANIFEST)
 

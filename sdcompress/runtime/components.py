@@ -66,6 +66,7 @@ class _Executable:
     ports: Mapping[str, _Port]
     output: str | int
     alone: bool  # no other request is executed beside
+    provisional: bool = False  # compiled before any shape was known, though shapes matter
     idle: deque[_Request] = field(default_factory=deque)
     fitting: Shapes = field(default_factory=dict)  # those of the last call that was checked
 
@@ -79,6 +80,8 @@ class _Executable:
         """Whether inputs of these shapes can be run, or never will be, whatever is compiled."""
         if shapes == self.fitting:
             return True
+        if self.provisional:
+            return not shapes
         ports = [(self.ports[name], ov.PartialShape(shape)) for name, shape in shapes.items()]
         if all(port.compiled.compatible(shape) for port, shape in ports):
             self.fitting = shapes
@@ -97,7 +100,8 @@ class Component:
         self.path = path
         self._target = target
         self._lock = threading.Lock()
-        self._executable: _Executable | None = None
+        # The last used comes first. There are as many as streams, which may need different ones.
+        self._executables: tuple[_Executable, ...] = ()
 
     @property
     def compiled(self) -> ov.CompiledModel:
@@ -106,10 +110,6 @@ class Component:
     @property
     def execution_precision(self) -> str:
         return precision_in_force(self.compiled)
-
-    @property
-    def is_compiled(self) -> bool:
-        return self._executable is not None
 
     def compile_for(self, shapes: Shapes) -> None:
         """Compile now what calls with inputs of these shapes need."""
@@ -141,15 +141,18 @@ class Component:
             executable.idle.append(request)
 
     def _ready(self, shapes: Shapes) -> _Executable:
-        executable = self._executable
-        if executable is not None and executable.fits(shapes):
-            return executable
+        executables = self._executables
+        if executables and executables[0].fits(shapes):
+            return executables[0]
         with self._lock:
-            executable = self._executable
-            if executable is None or not executable.fits(shapes):
-                self._executable = None  # its memory goes before that of the next one comes
-                executable = self._executable = self._compile(shapes)
-            return executable
+            fitting = next((one for one in self._executables if one.fits(shapes)), None)
+            others = tuple(one for one in self._executables if one is not fitting)
+            # What is not kept goes before the next one comes, for the sake of memory.
+            self._executables = others[: self._target.streams - 1]
+            if fitting is None:
+                fitting = self._compile(shapes)
+            self._executables = (fitting, *self._executables)
+            return fitting
 
     def _compile(self, shapes: Shapes) -> _Executable:
         model = read_model(self._target, self.path)
@@ -167,7 +170,13 @@ class Component:
             port = compiled.input(name)
             dtype = np.dtype(port.element_type.to_dtype())
             ports[name] = _Port(declared[name], port.partial_shape, dtype)
-        return _Executable(compiled, ports, self.output or 0, alone=self._target.streams == 1)
+        return _Executable(
+            compiled,
+            ports,
+            self.output or 0,
+            alone=self._target.streams == 1,
+            provisional=self._target.static and not shapes,
+        )
 
     def _fix_shapes(
         self, model: ov.Model, declared: Mapping[str, ov.PartialShape], shapes: Shapes
@@ -262,7 +271,7 @@ class UnetComponent(Component):
 
     def _timestep_shape(self, shapes: Shapes) -> ov.PartialShape:
         """Exports declare the timestep as a scalar, as one value or as one value per sample."""
-        executable = self._executable or self._ready(shapes)
+        executable = self._executables[0] if self._executables else self._ready(shapes)
         return executable.ports["timestep"].declared
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import InputError
+
+_MOST_8_BIT, _MOST_16_BIT = 255, 65535
 
 
 def to_pixels(decoded: Float32) -> NDArray[np.uint8]:
@@ -21,25 +23,40 @@ def to_pixels(decoded: Float32) -> NDArray[np.uint8]:
 
 def to_unit_range(image: Image.Image, width: int, height: int) -> Float32:
     """A picture, resized if need be -> float32 [1, 3, height, width] in -1 to 1."""
-    pixels = np.asarray(_resized(image.convert("RGB"), width, height), dtype=np.float32)
+    picture = _resized(_eight_bit(image).convert("RGB"), width, height)
+    pixels = np.asarray(picture, dtype=np.float32)
     unit = np.asarray(pixels / 255 * 2 - 1, dtype=np.float32)
     return unit.transpose(2, 0, 1)[None]
 
 
 def binary_mask(mask: Image.Image, width: int, height: int) -> Float32:
     """A mask, resized if need be -> float32 [1, 1, height, width], 1 where it is rather white."""
-    grey = np.asarray(_resized(mask.convert("L"), width, height), dtype=np.float32) / 255
+    picture = _resized(_eight_bit(mask).convert("L"), width, height)
+    grey = np.asarray(picture, dtype=np.float32) / 255
     return (grey >= 0.5).astype(np.float32)[None, None]
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read a picture file. Raises InputError when it is none."""
+    """Read a picture file, turned as its camera says. Raises InputError when it is none."""
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))
         image.load()
     except (OSError, ValueError, Image.DecompressionBombError) as fault:
         raise InputError(f"{path} cannot be read as a picture: {fault}.") from fault
     return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deeper greys scaled to 8 bits, which conversions of Pillow would cut off instead."""
+    if image.mode == "F":
+        raise InputError("Pictures of floating-point pixels have no known range; use 8 or 16 bits.")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image, dtype=np.int64)
+    if values.min() < 0 or values.max() > _MOST_16_BIT:
+        raise InputError("Pictures of more than 16 bits have no known range; use 8 or 16 bits.")
+    deep = image.mode != "I" or values.max() > _MOST_8_BIT
+    return Image.fromarray((values // 257 if deep else values).astype(np.uint8))
 
 
 def _resized(image: Image.Image, width: int, height: int) -> Image.Image:

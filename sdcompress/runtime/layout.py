@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{path} is missing. Build or copy the folder again.") from None
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise BundleError(
             f"{path} cannot be read ({fault}). Build or copy the folder again."
         ) from fault

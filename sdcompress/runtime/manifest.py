@@ -15,6 +15,11 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 SIGNATURE = "manifest.sig"
 
+_LONGEST_NAME = 200
+_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL"} | {
+    f"{port}{number}" for port in ("COM", "LPT") for number in range(10)
+}
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -101,16 +106,25 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
 def verify(folder: Path) -> list[str]:
     """Compare the folder with its manifest; one sentence for each problem, none if intact."""
     manifest = read_manifest(folder)
-    problems = []
-    for name, record in manifest.files.items():
-        problem = _problem(folder, name, record)
-        if problem is not None:
-            problems.append(problem)
+    problems = listed_problems(folder, manifest)
     listed = set(manifest.files) | {FILE_NAME, SIGNATURE}
     present = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
     names = (path.relative_to(folder).as_posix() for path in present)
     problems += [f"{name}: not listed in the manifest" for name in names if name not in listed]
     return problems
+
+
+def require_whole(folder: Path) -> None:
+    """Raise BundleError unless the folder holds what its manifest lists, and nothing else."""
+    problems = verify(folder)
+    if problems:
+        raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def listed_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the files that the manifest lists, their hashes compared."""
+    problems = (_problem(folder, name, record) for name, record in manifest.files.items())
+    return [problem for problem in problems if problem is not None]
 
 
 def size_problem(folder: Path, name: str, record: FileRecord) -> str | None:
@@ -134,12 +148,31 @@ def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The path of a listed file, or None if it would leave the folder, be it through a link."""
+    """The path of a listed file, or None if it would leave the folder, be it through a link.
+
+    Names that Windows takes for something else are refused on every system.
+    """
     listed = PurePosixPath(name)
-    if not name or listed.is_absolute() or ".." in listed.parts or "\\" in name or ":" in name:
+    if not name or listed.is_absolute() or len(name) > _LONGEST_NAME:
+        return None
+    if any(not _is_plain(part) for part in listed.parts):
         return None
     path = folder.joinpath(*listed.parts)
-    return path if path.resolve().is_relative_to(folder.resolve()) else None
+    try:
+        return path if path.resolve().is_relative_to(folder.resolve()) else None
+    except (OSError, RuntimeError):  # a loop of links
+        return None
+
+
+def _is_plain(part: str) -> bool:
+    stem = part.split(".", maxsplit=1)[0].rstrip(" ").upper()
+    return (
+        part != ".."
+        and part.isprintable()
+        and not set(part) & set('\\:*?"<>|')
+        and part[-1] not in ". "
+        and stem not in _WINDOWS_DEVICES
+    )
 
 
 def _file_record(record: Any, name: str, path: Path) -> FileRecord:

@@ -45,6 +45,11 @@ from sdcompress.runtime.weighting import Fragment, parse_weights, weighted
 
 _log = logging.getLogger(__name__)
 
+# Conditional and, with guidance, unconditional embeddings, both float32 [n, 77, d].
+Texts = tuple[Float32, Float32 | None]
+
+_MOST_NATIVE_SIZES = 2  # a picture to begin with may be this much larger than the model's own size
+
 
 class Pipeline:
     """A Stable Diffusion model in OpenVINO IR, ready to draw. Made with :meth:`load`."""
@@ -155,13 +160,14 @@ class Pipeline:
         count = max(len(piece.ids) for piece in pieces)
         ids = np.concatenate([self._filled(piece.ids, count) for piece in pieces])
         embeddings = self._text_encoder(ids)
-        require_finite(embeddings, "text embeddings")
         each = embeddings.reshape(len(texts), count, *embeddings.shape[1:])
         scaled = [
             np.concatenate([weighted(one[: len(piece.ids)], piece.weights), one[len(piece.ids) :]])
             for one, piece in zip(each, pieces, strict=True)
         ]
-        return np.stack(scaled).reshape(len(texts), -1, embeddings.shape[-1])
+        whole = np.stack(scaled).reshape(len(texts), -1, embeddings.shape[-1])
+        require_finite(whole, "text embeddings")
+        return whole
 
     def initial_latents(
         self, seed: int, width: int | None = None, height: int | None = None
@@ -225,22 +231,34 @@ class Pipeline:
             pictures.append(to_pixels(decoded))
         return np.concatenate(pictures)
 
+    def encode_jobs(
+        self, jobs: Sequence[Job], settings: Settings, known: dict[str, Float32] | None = None
+    ) -> Texts:
+        """The embeddings [n, 77, d] of a batch: conditional, and unconditional if guided.
+
+        `known` embeddings are not computed again; new ones are added to it.
+        """
+        known = {} if known is None or settings.long_prompts else known
+        prompts = [job.prompt for job in jobs]
+        negatives = [job.negative_prompt for job in jobs] if settings.guided else []
+        new = [text for text in dict.fromkeys([*negatives, *prompts]) if text not in known]
+        if new:
+            known.update(zip(new, self.encode(new, settings), strict=True))
+        conditional = np.stack([known[text] for text in prompts])
+        return conditional, np.stack([known[text] for text in negatives]) if negatives else None
+
     def denoise_jobs(
         self,
         jobs: Sequence[Job],
         settings: Settings | None = None,
         *,
+        texts: Texts | None = None,
         on_step: OnStep | None = None,
     ) -> Float32:
-        """Encode the prompts of a batch and denoise its pictures: all but decoding."""
+        """Denoise a batch from its prompts, or from their embeddings: all but decoding."""
         settings = settings or self.settings
         starts = [self.begin(job, settings) for job in jobs]
-        prompts = [job.prompt for job in jobs]
-        negatives = [job.negative_prompt for job in jobs] if settings.guided else []
-        texts = list(dict.fromkeys([*negatives, *prompts]))
-        embeddings = dict(zip(texts, self.encode(texts, settings), strict=True))
-        conditional = np.stack([embeddings[text] for text in prompts])
-        unconditional = np.stack([embeddings[text] for text in negatives]) if negatives else None
+        conditional, unconditional = texts or self.encode_jobs(jobs, settings)
         return self.denoise(starts, conditional, unconditional, settings, on_step=on_step)
 
     def draw(
@@ -275,9 +293,18 @@ class Pipeline:
         if inpainting and job.mask is None:
             raise InputError("This model is made for inpainting; give it a mask as well.")
         step = self._layout.vae_scale
+        sized = settings.width is not None and settings.height is not None
+        if not sized and not (
+            step <= min(image.size) and max(image.size) <= _MOST_NATIVE_SIZES * self.native_size
+        ):
+            raise InputError(
+                f"The image is {image.width} x {image.height}; this model draws "
+                f"{self.native_size} x {self.native_size} best. Say to which width and height it "
+                "is to be resized."
+            )
         # A picture of any size is fitted to whole latent cells; a size asked for is not bent.
-        width = self._checked("width", settings.width or max(image.width // step, 1) * step)
-        height = self._checked("height", settings.height or max(image.height // step, 1) * step)
+        width = self._checked("width", settings.width or image.width // step * step)
+        height = self._checked("height", settings.height or image.height // step * step)
         shape = self._latent_shape(width, height)
         plan = self.plan(settings, job.strength)
         pixels = to_unit_range(image, width, height)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
@@ -33,6 +34,12 @@ class Settings:
     long_prompts: bool = False
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            # Settings also come from files, where anything may stand.
+            value, allowed = getattr(self, entry.name), get_args(entry.type) or (entry.type,)
+            if type(value) not in allowed and not (float in allowed and type(value) is int):
+                wanted = " or ".join(kind.__name__ for kind in allowed)
+                raise InputError(f"{entry.name} is {value!r}; it must be of type {wanted}.")
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}; it must be at least 1.")
         if not 1.0 <= self.guidance_scale < float("inf"):

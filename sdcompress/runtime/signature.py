@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcompress.runtime.errors import BundleError, InputError, SdcompressError
 from sdcompress.runtime.layout import read_json
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.runtime.manifest import SIGNATURE
+from sdcompress.runtime.manifest import SIGNATURE, require_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -24,20 +24,26 @@ _ALGORITHM = "ed25519"
 
 
 def sign(folder: Path, private_key: Path) -> Path:
-    """Write `manifest.sig` beside the manifest. Raises InputError for a key of another kind."""
+    """Write `manifest.sig` beside the manifest of an intact bundle.
+
+    Raises InputError for a key of another kind, BundleError if the bundle is not intact.
+    """
     key: Ed25519PrivateKey = _load_key(private_key, public=False)
+    require_whole(folder)
     signature = key.sign((folder / MANIFEST).read_bytes())
     values = {"algorithm": _ALGORITHM, "signature": base64.b64encode(signature).decode()}
     path = folder / SIGNATURE
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial = path.with_name(f".{SIGNATURE}.partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
     return path
 
 
 def require_signature(folder: Path, public_key: Path) -> None:
     """Raise BundleError unless the manifest was signed with the private half of `public_key`."""
+    key: Ed25519PublicKey = _load_key(public_key, public=True)
     from cryptography.exceptions import InvalidSignature
 
-    key: Ed25519PublicKey = _load_key(public_key, public=True)
     path = folder / SIGNATURE
     if not path.is_file():
         raise BundleError(f"{folder} is not signed: it has no {SIGNATURE}.")

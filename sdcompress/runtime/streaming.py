@@ -16,7 +16,7 @@ from PIL import Image
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.denoise import OnStep, Step
 from sdcompress.runtime.errors import InputError
-from sdcompress.runtime.pipeline import Pipeline
+from sdcompress.runtime.pipeline import Pipeline, Texts
 from sdcompress.runtime.settings import Job, Settings
 
 
@@ -38,29 +38,39 @@ def stream(
     for name, value in (("batch", batch), ("lanes", lanes)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1.")
+    settings = settings or pipeline.settings
+    batch = min(batch, len(jobs)) or 1
+    known: dict[str, Float32] = {}
     stopped = threading.Event()
 
     def watch(step: Step) -> bool:
         return stopped.is_set() or bool(on_step and on_step(step))
 
-    def denoised(group: Sequence[Job]) -> Float32:
-        return pipeline.denoise_jobs(group, settings, on_step=watch)
+    def encoded(group: Sequence[Job]) -> Texts:
+        return pipeline.encode_jobs(group, settings, known)
 
-    def decoded(latents: Future[Float32]) -> NDArray[np.uint8]:
-        return pipeline.decode(latents.result())
+    def denoised(group: Sequence[Job], texts: Future[Texts]) -> Float32:
+        return pipeline.denoise_jobs(group, settings, texts=texts.result(), on_step=watch)
+
+    def decoded(latents: Future[Float32], count: int) -> NDArray[np.uint8]:
+        return pipeline.decode(latents.result()[:count])
 
     waiting: deque[tuple[Sequence[Job], Future[NDArray[np.uint8]]]] = deque()
-    denoising, decoding = ThreadPoolExecutor(lanes), ThreadPoolExecutor(1)
+    encoding, denoising, decoding = (ThreadPoolExecutor(workers) for workers in (1, lanes, 1))
     try:
         for begin in range(0, len(jobs), batch):
             group = jobs[begin : begin + batch]
-            waiting.append((group, decoding.submit(decoded, denoising.submit(denoised, group))))
+            # A last batch of fewer pictures would need another compilation, which takes longer.
+            filled = [*group, *[group[-1]] * (batch - len(group))]
+            latents = denoising.submit(denoised, filled, encoding.submit(encoded, filled))
+            waiting.append((group, decoding.submit(decoded, latents, len(group))))
             if len(waiting) > lanes:  # no more than is under way or waits to be decoded
                 yield from _finished(*waiting.popleft())
         while waiting:
             yield from _finished(*waiting.popleft())
     finally:
         stopped.set()
+        encoding.shutdown(cancel_futures=True)
         denoising.shutdown(cancel_futures=True)
         decoding.shutdown(cancel_futures=True)
 

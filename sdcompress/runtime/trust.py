@@ -10,7 +10,13 @@ from pathlib import Path
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.layout import COMPONENTS
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.runtime.manifest import Manifest, inside, read_manifest, size_problem, verify
+from sdcompress.runtime.manifest import (
+    Manifest,
+    inside,
+    listed_problems,
+    read_manifest,
+    size_problem,
+)
 
 CHOICES = ("once", "always", "never")
 _READ = {*COMPONENTS, "vae_encoder", "scheduler", "tokenizer", "model_index.json"}
@@ -41,7 +47,7 @@ def require_intact(folder: Path, when: str = "once") -> None:
     mark = cache_folder() / "verified" / _stamp(folder, manifest)
     if when == "once" and mark.is_file():
         return
-    _refuse(folder, [problem for problem in verify(folder) if "not listed" not in problem])
+    _refuse(folder, listed_problems(folder, manifest))
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -88,5 +94,7 @@ def _stamp(folder: Path, manifest: Manifest) -> str:
         path = inside(folder, name)
         if path is not None:
             status = path.stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            # The change time and the file's number notice what sets the modification time back.
+            here = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            digest.update(f"{name} {here}\n".encode())
     return digest.hexdigest()

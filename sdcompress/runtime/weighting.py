@@ -4,7 +4,6 @@ Weights multiply the embeddings of a fragment's tokens, and the whole is scaled 
 had, so that emphasis shifts the meaning and not the overall strength.
 """
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -13,9 +12,10 @@ import numpy as np
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import InputError
 
+_MOST = 10.0
 _BRACKETS = {")": ("(", 1.1), "]": ("[", 1 / 1.1)}
 _TOKEN = re.compile(
-    r"(?P<escaped>\\[()\[\]\\])|(?P<open>[(\[])|(?P<close>(?::[\s\d.+-]*)?\)|\])"
+    r"(?P<escaped>\\[()\[\]\\])|(?P<open>[(\[])|(?P<close>(?::[\s\d.,eE+-]*)?\)|\])"
     r"|(?P<text>[^\\()\[\]:]+|.)",
     re.DOTALL,
 )
@@ -56,7 +56,10 @@ def weighted(embeddings: Float32, weights: Float32) -> Float32:
     if (weights == 1).all():
         return embeddings
     scaled = embeddings * weights[..., None]
-    restored = float(embeddings.mean(dtype=np.float64) / scaled.mean(dtype=np.float64))
+    before, after = embeddings.mean(dtype=np.float64), scaled.mean(dtype=np.float64)
+    if before * after <= 0 or not abs(before / after) < _MOST:
+        raise InputError("The weights of the prompt leave nothing of its mean. Use milder ones.")
+    restored = float(before / after)
     return np.asarray(scaled * restored, dtype=np.float32)
 
 
@@ -65,8 +68,8 @@ def _number(text: str, prompt: str) -> float:
         value = float(text)
     except ValueError:
         raise _fault(prompt, f"{text.strip()!r} is not a weight") from None
-    if not (math.isfinite(value) and value > 0):
-        raise _fault(prompt, f"the weight {value:g} is not positive")
+    if not 0 < value <= _MOST:
+        raise _fault(prompt, f"the weight {value:g} is not between 0 and {_MOST:g}")
     return value
 
 

@@ -176,6 +176,9 @@ _SOLVER_TYPES = {"unipc": ("bh1", "bh2")}
 # The names that other multistep solvers use; diffusers reads them as its own default.
 _FOREIGN = {"algorithm_type": {"deis"}, "solver_type": {"midpoint", "heun", "logrho", "bh1", "bh2"}}
 
+_COUNTS = {"num_train_timesteps", "original_inference_steps"}
+_MOST_TIMESTEPS = 100_000
+
 # Keys that only tune an option checked elsewhere, or that only matter to classes not chosen.
 _INERT = {
     "dynamic_thresholding_ratio",
@@ -213,7 +216,7 @@ def read_scheduler_config(
         raise InputError(f"There is no scheduler {scheduler!r}. Choose one of: {', '.join(NAMES)}.")
     kind = _KINDS[scheduler]
     # diffusers marks values that were never chosen by the model's author.
-    unset = set(values.get("_use_default_values", ()))
+    unset = _names(values.get("_use_default_values", []), where)
     given = {
         key: value
         for key, value in values.items()
@@ -291,21 +294,35 @@ def _refuse_contradictions(config: SchedulerConfig, where: str) -> None:
 def _typed(value: Any, key: str, where: str) -> Any:
     """Check the JSON value of a field by the type of the field's default."""
     if key == "trained_betas":
-        if isinstance(value, list) and value:
+        if isinstance(value, list) and value and all(_is_share(beta) for beta in value):
             return tuple(float(beta) for beta in value)
-        raise BundleError(f"{where}: trained_betas must be a list of numbers or null.")
+        raise BundleError(f"{where}: trained_betas must be numbers between 0 and 1, or null.")
     if key == "disable_corrector":
         if isinstance(value, list) and all(type(step) is int for step in value):
             return tuple(value)
         raise BundleError(f"{where}: disable_corrector must be a list of step numbers.")
     default = getattr(SchedulerConfig, key)
-    if isinstance(default, float) and isinstance(value, int | float) and value is not True:
-        return float(value)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
     if type(value) is not type(default):
         raise BundleError(
             f"{where}: {key} must be of type {type(default).__name__}, not {value!r}."
         )
+    if key in ("beta_start", "beta_end") and not _is_share(value):
+        raise BundleError(f"{where}: {key} is {value!r}; it must be between 0 and 1.")
+    if key in _COUNTS and not 1 <= value <= _MOST_TIMESTEPS:
+        raise BundleError(f"{where}: {key} is {value!r}; it must be 1 to {_MOST_TIMESTEPS}.")
     if key in _CHOICES and value not in _CHOICES[key]:
         choices = ", ".join(map(repr, _CHOICES[key]))
         raise BundleError(f"{where}: {key}: {value!r} is not implemented; known: {choices}.")
     return value
+
+
+def _names(value: Any, where: str) -> set[str]:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return set(value)
+    raise BundleError(f"{where}: _use_default_values must be a list of names.")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
