@@ -21,10 +21,9 @@ STEPS = 8
 GUIDANCE_SCALE = 5.0
 SEED = 3
 
-# Bit patterns differ between runtimes; W8A8 rounds some of them to other steps, and PNDM and LMS,
-# which extrapolate, let that grow. openvino-genai's LMS draws other pictures than diffusers'.
-OPTIMUM = [("bundle", "ddim"), ("baseline", "pndm"), ("baseline", "lms"), ("baseline", "euler")]
-GENAI = [case for case in OPTIMUM if case[1] != "lms"]
+# Last bits differ between runtimes. W8A8 rounds some of them to other steps, and PNDM, which
+# extrapolates, lets that grow; so it is compared on the FP32 IR.
+CASES = [("bundle", "ddim"), ("baseline", "pndm"), ("baseline", "euler")]
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def draw(case: tuple[Path, str]) -> tuple[Any, Any]:
     return pipeline.initial_latents(SEED), np.asarray(picture)
 
 
-@pytest.mark.parametrize("case", OPTIMUM, indirect=True, ids="-".join)
+@pytest.mark.parametrize("case", CASES, indirect=True, ids="-".join)
 def test_optimum_intel_draws_the_same_picture(case: tuple[Path, str]) -> None:
     from optimum.intel import OVStableDiffusionPipeline
 
@@ -66,7 +65,7 @@ def test_optimum_intel_draws_the_same_picture(case: tuple[Path, str]) -> None:
     assert likeness > 40
 
 
-@pytest.mark.parametrize("case", GENAI, indirect=True, ids="-".join)
+@pytest.mark.parametrize("case", CASES, indirect=True, ids="-".join)
 def test_openvino_genai_draws_the_same_picture(case: tuple[Path, str]) -> None:
     genai = pytest.importorskip("openvino_genai")
     latents, picture = draw(case)

@@ -14,7 +14,7 @@ from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import SIGNATURE, Manifest, inside, parse_manifest, require_whole
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the format can hold
-_READABLE = 0o644 << 16
+_UNIX, _READABLE = 3, 0o644 << 16  # wherever it is written
 _CHUNK = 1 << 20
 _MANIFEST_LIMIT = 16 << 20
 
@@ -37,7 +37,7 @@ def pack(folder: Path, archive: Path) -> Path:
             # The manifest comes first: it says what the other members must be.
             for name in sorted(names, key=lambda name: (name != MANIFEST, name)):
                 entry = zipfile.ZipInfo(name, _EPOCH)
-                entry.external_attr = _READABLE
+                entry.create_system, entry.external_attr = _UNIX, _READABLE
                 entry.file_size = (folder / name).stat().st_size
                 with (folder / name).open("rb") as source, target.open(entry, "w") as member:
                     shutil.copyfileobj(source, member, _CHUNK)
