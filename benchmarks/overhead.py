@@ -114,7 +114,7 @@ def _ours(folder: Path, size: int) -> Any:
         """Seconds a step of the denoising loop that are not spent in OpenVINO's inference."""
         inside = [0.0]
         component = pipeline.unet
-        request = component._executable.idle[0]  # type: ignore[attr-defined]
+        request = component._executables[0].idle[0]  # type: ignore[attr-defined]
         plain = request._request
 
         class Watched:

@@ -73,7 +73,7 @@ def calibrate(
     UNet rows: sample float32 [4, h/8, w/8], timestep float, encoder_hidden_states float32 [77, d],
     branch, step, prompt. Raises CalibrationError when an input is not finite.
     """
-    branches = 2 if settings.guidance_scale > 1.0 else 1
+    branches = 2 if settings.guided else 1
     calls = len(pipeline.plan(settings))
     plan = stratified_steps(options.samples // branches, len(prompts), calls, options.seed)
     rest = _Rest([], [])
@@ -121,7 +121,7 @@ def _record(
         unet=recorder,
     )
     _check_finite(latents, prompt, "final latents")
-    rest.token_ids.extend(pipeline.tokenize([prompt.negative or "", prompt.text]))
+    rest.token_ids.extend(pipeline.tokenize([negative, prompt.text]))
     rest.latents.append(latents[0] / pipeline.scaling_factor)
     for row in recorder.rows:
         _check_finite(row["sample"], prompt, f"latents at step {row['step']}")

@@ -1,13 +1,12 @@
 """What other runtimes make of a bundle: openvino-genai and optimum-intel."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from sdcompress.errors import InputError
 from sdcompress.runtime import hash_files, read_manifest, write_manifest
-from sdcompress.runtime.layout import read_json
+from sdcompress.runtime.layout import read_json, write_json
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import SIGNATURE, require_whole
 from sdcompress.runtime.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, class_of
@@ -68,9 +67,7 @@ def write_peer_scheduler(folder: Path, name: str) -> str:
     settings |= {"clip_sample": False, "skip_prk_steps": True}
     index["scheduler"] = ["diffusers", class_of(name)]
     for file, values in ((SETTINGS, settings), (INDEX, index)):
-        partial = (folder / file).with_suffix(".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / file)
+        write_json(folder / file, values)
     told = f"{folder}: peers now find {class_of(name)}"
     if not sealed:
         return told

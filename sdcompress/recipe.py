@@ -275,8 +275,8 @@ class Recipe(Section):
             raise FaultyKeyError(
                 "calibrate.samples",
                 f"{self.calibrate.samples} UNet inputs are {calls} calls, but "
-                f"{self.calibrate.prompts} prompts of {self.sampling.unet_calls} make only "
-                f"{most}: raise calibrate.prompts or lower samples",
+                f"{self.calibrate.prompts} prompts of {self.sampling.unet_calls} calls each "
+                f"make only {most}: raise calibrate.prompts or lower samples",
             )
         shared = self.calibrate.prompt_set == self.evaluate.prompt_set
         if shared:

@@ -7,15 +7,13 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from sdcompress.errors import EvaluationError, InputError
+from sdcompress.child import measure_in_child
+from sdcompress.errors import InputError
 from sdcompress.runtime import Settings
 from sdcompress.runtime.trust import cache_folder
 
@@ -63,7 +61,7 @@ def measure_grid(
             "overlap": True,
             **asdict(tuning),
         }
-        figures = _run(job)
+        figures = measure_in_child(job)
         cells.append(
             Cell(
                 tuning,
@@ -136,21 +134,6 @@ def table(cells: Sequence[Cell]) -> Iterator[str]:
             f"{cell.image_seconds:>8.3f} s {cell.images_per_second:>9.3f} {memory:>9}"
             + (f"  <- {chosen}" if chosen else "")
         )
-
-
-def _run(job: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sdcompress.runtime.footprint"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
-        raise EvaluationError(f"measuring {job['folder']} failed: {last}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def _record(bundle: Path, device: str, precision: str | None) -> Path:

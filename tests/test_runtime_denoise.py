@@ -1,5 +1,7 @@
 """The loop and its seam: what the network is asked, how often, and what happens to its answers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from toy_model import SCHEDULER
@@ -31,6 +33,19 @@ def plan(name: str = "ddim", steps: int = 4) -> Plan:
 
 def fresh_noise() -> Float32:
     return np.random.default_rng(3).standard_normal(LATENTS.shape, dtype=np.float32)
+
+
+def unguided(unet: Any, plan: Plan, latents: Float32 = LATENTS, **options: Any) -> Float32:
+    return denoise(
+        unet,
+        plan,
+        latents,
+        CONDITIONAL,
+        None,
+        guidance_scale=1.0,
+        fresh_noise=fresh_noise,
+        **options,
+    )
 
 
 def test_both_branches_go_through_one_batch_unconditional_first() -> None:
@@ -74,7 +89,10 @@ def test_guidance_moves_away_from_the_unconditional_answer() -> None:
 
 def test_without_guidance_no_second_branch_is_computed() -> None:
     unet = RecordingUnet()
-    denoise(unet, plan(), LATENTS, CONDITIONAL, None, guidance_scale=1.0, fresh_noise=fresh_noise)
+    unguided(
+        unet,
+        plan(),
+    )
     assert {len(x) for x, _, _ in unet.calls} == {2}
 
 
@@ -110,14 +128,9 @@ def test_a_wrong_number_of_embeddings_is_refused() -> None:
 )
 def test_every_call_is_reported(name: str, calls: int) -> None:
     seen: list[Step] = []
-    result = denoise(
+    result = unguided(
         RecordingUnet(),
         plan(name),
-        LATENTS,
-        CONDITIONAL,
-        None,
-        guidance_scale=1.0,
-        fresh_noise=fresh_noise,
         on_step=seen.append,
     )
     assert [(step.done, step.calls) for step in seen] == [(i + 1, calls) for i in range(calls)]
@@ -136,14 +149,10 @@ def test_the_estimate_of_a_perfect_network_is_the_clean_latents(name: str) -> No
         return ((x - a * clean) / (levels[timestep] * a)).astype(np.float32)
 
     seen: list[Step] = []
-    denoise(
+    unguided(
         unet,
         whole,
         whole.noised(clean, LATENTS, 0),
-        CONDITIONAL,
-        None,
-        guidance_scale=1.0,
-        fresh_noise=fresh_noise,
         on_step=seen.append,
     )
     for step in seen:
@@ -153,14 +162,9 @@ def test_the_estimate_of_a_perfect_network_is_the_clean_latents(name: str) -> No
 def test_a_callback_can_stop_the_run() -> None:
     unet = RecordingUnet()
     with pytest.raises(CancelledError, match="after 2 of 4 calls"):
-        denoise(
+        unguided(
             unet,
             plan(),
-            LATENTS,
-            CONDITIONAL,
-            None,
-            guidance_scale=1.0,
-            fresh_noise=fresh_noise,
             on_step=lambda step: step.done == 2,
         )
     assert len(unet.calls) == 2
@@ -174,14 +178,9 @@ def test_what_is_blended_in_goes_on_to_the_next_call() -> None:
         calls.append(call)
         return np.full_like(latents, call)
 
-    result = denoise(
+    result = unguided(
         unet,
         plan(),
-        LATENTS,
-        CONDITIONAL,
-        None,
-        guidance_scale=1.0,
-        fresh_noise=fresh_noise,
         blend=blend,
     )
     assert calls == [1, 2, 3, 4]
@@ -195,8 +194,9 @@ def test_values_that_are_not_finite_stop_the_loop(bad: float) -> None:
         return x * np.float32(bad if timestep == 501.0 else 0.5)
 
     with pytest.raises(NotFiniteError, match=r"predictions at timestep 501 .*precision f32"):
-        denoise(
-            unet, plan(), LATENTS, CONDITIONAL, None, guidance_scale=1.0, fresh_noise=fresh_noise
+        unguided(
+            unet,
+            plan(),
         )
 
 

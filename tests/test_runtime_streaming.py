@@ -23,6 +23,20 @@ def load(folder: Path, streams: int = 1) -> Pipeline:
     return Pipeline.load(folder, execution_precision="f32", streams=streams)
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of components, one for each compilation in the test."""
+    names: list[str] = []
+    plain = Component._compile
+
+    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
+        names.append(component.name)
+        return plain(component, shapes)
+
+    monkeypatch.setattr(Component, "_compile", counting)
+    return names
+
+
 @pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (1, 3), (2, 1), (2, 2), (8, 1)])
 def test_pictures_come_in_order_and_are_those_drawn_alone(
     folder: Path, batch: int, lanes: int
@@ -36,32 +50,16 @@ def test_pictures_come_in_order_and_are_those_drawn_alone(
 
 
 def test_nothing_is_compiled_twice_for_a_last_batch_of_fewer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, compiled: list[str]
 ) -> None:
-    pipeline, compiled = load(folder, 2), []
-    plain = Component._compile
-
-    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
-        compiled.append(component.name)
-        return plain(component, shapes)
-
-    monkeypatch.setattr(Component, "_compile", counting)
+    pipeline = load(folder, 2)
     assert len(list(stream(pipeline, JOBS, QUICK, batch=3, lanes=2))) == len(JOBS)
     assert sorted(compiled) == ["text_encoder", "unet", "vae_decoder"]
 
 
-def test_two_lanes_of_different_shapes_keep_their_models(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_lanes_of_different_shapes_keep_their_models(folder: Path, compiled: list[str]) -> None:
     """Prompts of one and of two pieces in turn need two models, but not one for each step."""
-    pipeline, compiled = load(folder, 2), []
-    plain = Component._compile
-
-    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
-        compiled.append(component.name)
-        return plain(component, shapes)
-
-    monkeypatch.setattr(Component, "_compile", counting)
+    pipeline = load(folder, 2)
     jobs = [Job(prompt) for prompt in ("red", "red " * 80) * 3]
     long = Settings(steps=6, long_prompts=True)
     assert len(list(stream(pipeline, jobs, long, lanes=2))) == 6

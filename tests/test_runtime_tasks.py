@@ -109,6 +109,20 @@ def assert_same_picture(actual: Image.Image, expected: Any) -> None:
     assert 10 * np.log10(1 / np.mean(difference**2)) > 45
 
 
+def assert_inpainted_alike(
+    candidate: Pipeline,
+    parts: dict[str, Any],
+    name: str,
+    image: Image.Image,
+    mask: Image.Image,
+    strength: float,
+) -> None:
+    size = {"height": SIZE, "width": SIZE}
+    start = {"image": image, "strength": strength}
+    expected = theirs("Inpaint", parts, name, candidate.folder, mask_image=mask, **start, **size)
+    assert_same_picture(ours(candidate, name, mask=mask, **start), expected)
+
+
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_text_to_image(candidate: Pipeline, parts: dict[str, Any], name: str) -> None:
     expected = theirs("", parts, name, candidate.folder)
@@ -139,19 +153,7 @@ def test_inpainting_by_blending(
     name: str,
     strength: float,
 ) -> None:
-    expected = theirs(
-        "Inpaint",
-        parts,
-        name,
-        candidate.folder,
-        image=image,
-        mask_image=mask,
-        strength=strength,
-        height=SIZE,
-        width=SIZE,
-    )
-    drawn = ours(candidate, name, image=image, mask=mask, strength=strength)
-    assert_same_picture(drawn, expected)
+    assert_inpainted_alike(candidate, parts, name, image, mask, strength)
 
 
 @pytest.fixture(scope="module")
@@ -189,20 +191,8 @@ def test_a_folder_of_optimum_intel_is_opened_with_a_warning(
 def test_inpainting_with_a_unet_of_9_channels(
     inpainting: dict[str, Any], image: Image.Image, mask: Image.Image, strength: float
 ) -> None:
-    candidate = inpainting["candidate"]
-    expected = theirs(
-        "Inpaint",
-        inpainting["parts"],
-        "ddim",
-        candidate.folder,
-        image=image,
-        mask_image=mask,
-        strength=strength,
-        height=SIZE,
-        width=SIZE,
-    )
-    drawn = ours(candidate, "ddim", image=image, mask=mask, strength=strength)
-    assert_same_picture(drawn, expected)
+    candidate, parts = inpainting["candidate"], inpainting["parts"]
+    assert_inpainted_alike(candidate, parts, "ddim", image, mask, strength)
 
 
 def test_a_unet_of_9_channels_needs_image_and_mask(

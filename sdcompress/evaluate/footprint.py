@@ -4,18 +4,17 @@ Resident memory counts mapped weight files, which the system can reclaim; anonym
 not. Both are reported.
 """
 
-import json
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from sdcompress.errors import EvaluationError
+from sdcompress.child import measure_in_child
 from sdcompress.evaluate.records import Footprint
 from sdcompress.ir import pipeline_bytes
 from sdcompress.runtime import Settings
@@ -44,24 +43,8 @@ def measure_footprint(
         "device": device,
         "execution_precision": execution_precision,
     }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sdcompress.runtime.footprint"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    watch = _MemoryWatch(child.pid)
-    watch.start()
-    try:
-        output, faults = child.communicate(json.dumps(job))
-    finally:
-        child.kill()
-        watch.stop()
-    if child.returncode != 0:
-        last = faults.strip().splitlines()[-1] if faults.strip() else "no message"
-        raise EvaluationError(f"measuring {folder} failed (exit {child.returncode}): {last}")
-    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    watch = _MemoryWatch()
+    figures = measure_in_child(job, watch.over)
     return Footprint(
         load_seconds=figures["load_seconds"],
         unet_step_seconds=figures["unet_step_seconds"],
@@ -72,29 +55,34 @@ def measure_footprint(
     )
 
 
-class _MemoryWatch(threading.Thread):
+class _MemoryWatch:
     """Samples a process's memory until it ends; keeps the peaks."""
 
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
+    def __init__(self) -> None:
         self.peak_rss_bytes = 0
         self.peak_anonymous_bytes = 0
-        self._process = psutil.Process(pid)
         self._stopped = threading.Event()
 
-    def run(self) -> None:
+    @contextmanager
+    def over(self, pid: int) -> Iterator[None]:
+        """Watches the process `pid` inside the block."""
+        thread = threading.Thread(target=self._sample, args=(psutil.Process(pid),), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join()
+
+    def _sample(self, process: psutil.Process) -> None:
         while not self._stopped.is_set():
             try:
-                resident, anonymous = _memory(self._process)
+                resident, anonymous = _memory(process)
             except (psutil.Error, FileNotFoundError, ProcessLookupError):
                 return  # it has ended
             self.peak_rss_bytes = max(self.peak_rss_bytes, resident)
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
             time.sleep(_SAMPLE_SECONDS)
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:

@@ -87,8 +87,7 @@ def join(starts: Sequence[Start]) -> Start:
 
 def begin_with_noise(plan: Plan, job: Job, noise: Noise, shape: tuple[int, ...]) -> Start:
     """Pure noise of `shape` [1, 4, h/8, w/8], or the job's own latents."""
-    latents = noise.normal(shape) if job.latents is None else _given(job.latents, shape)
-    return Start(plan, latents * plan.initial_scale, (noise,))
+    return Start(plan, _first_noise(job, noise, shape) * plan.initial_scale, (noise,))
 
 
 def begin_with_picture(
@@ -96,7 +95,7 @@ def begin_with_picture(
 ) -> Start:
     """A picture [1, 3, h, w] in -1 to 1, as noisy as the plan's first call expects."""
     clean = encode(pixels, noise)
-    start = noise.normal(shape) if job.latents is None else _given(job.latents, shape)
+    start = _first_noise(job, noise, shape)
     return Start(plan, plan.noised(clean, start, 0), (noise,))
 
 
@@ -118,7 +117,7 @@ def begin_with_mask(
     """
     scale = pixels.shape[2] // shape[2]
     clean = encode(pixels, noise) if blended or plan.skipped else None
-    start = noise.normal(shape) if job.latents is None else _given(job.latents, shape)
+    start = _first_noise(job, noise, shape)
     latents = start * plan.initial_scale
     if clean is not None and plan.skipped:
         latents = plan.noised(clean, start, 0)
@@ -129,8 +128,11 @@ def begin_with_mask(
     return Start(plan, latents, (noise,), extra=np.concatenate([small, seen], axis=1))
 
 
-def _given(latents: Float32, shape: tuple[int, ...]) -> Float32:
-    values = np.asarray(latents, dtype=np.float32)
+def _first_noise(job: Job, noise: Noise, shape: tuple[int, ...]) -> Float32:
+    """The job's own latents, or the next numbers of its stream."""
+    if job.latents is None:
+        return noise.normal(shape)
+    values = np.asarray(job.latents, dtype=np.float32)
     if values.shape not in (shape, shape[1:]):
         raise InputError(
             f"The initial latents have the shape {list(values.shape)}; this size of picture needs "

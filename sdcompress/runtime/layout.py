@@ -1,6 +1,7 @@
 """What a model folder holds, read from its configuration files. Nothing is compiled here."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BundleError(f"{path} must hold a JSON object. Build or copy the folder again.")
     return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object; it appears under its name only when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as fault:
+        partial.unlink(missing_ok=True)
+        raise BundleError(
+            f"{path} cannot be written: {fault.strerror or fault}. Check space and permissions."
+        ) from fault
 
 
 def _require_files(folder: Path) -> None:

@@ -1,15 +1,13 @@
 """The manifest of a bundle: what is in it, where it came from, and whether it is unaltered."""
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdcompress.runtime.errors import BundleError
-from sdcompress.runtime.layout import read_json
+from sdcompress.runtime.layout import read_json, write_json
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -44,19 +42,9 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write manifest.json; it appears only when it is complete."""
     path = folder / FILE_NAME
-    partial = path.with_name(f".{FILE_NAME}.{os.getpid()}.partial")
     ordered = {"schema": manifest.schema} | asdict(manifest)
     ordered["files"] = dict(sorted(ordered["files"].items()))
-    try:
-        partial.write_text(
-            json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        partial.replace(path)
-    except OSError as fault:
-        partial.unlink(missing_ok=True)
-        raise BundleError(
-            f"{path} cannot be written: {fault.strerror or fault}. Check space and permissions."
-        ) from fault
+    write_json(path, ordered)
     return path
 
 
@@ -116,9 +104,13 @@ def verify(folder: Path) -> list[str]:
 
 def require_whole(folder: Path) -> None:
     """Raise BundleError unless the folder holds what its manifest lists, and nothing else."""
-    problems = verify(folder)
+    refuse(f"{folder} is not intact", verify(folder))
+
+
+def refuse(what: str, problems: Sequence[str]) -> None:
+    """Raise BundleError that lists the problems, if there are any."""
     if problems:
-        raise BundleError(f"{folder} is not intact:\n" + "\n".join(f"  {p}" for p in problems))
+        raise BundleError(f"{what}:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def listed_problems(folder: Path, manifest: Manifest) -> list[str]:

@@ -336,6 +336,8 @@ class Pipeline:
 
     def _filled(self, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """A prompt of fewer pieces than others goes on with empty ones."""
+        if len(ids) == count:
+            return ids
         empty = self._tokenizer.encode([""]).ids
         return np.concatenate([ids, *[empty] * (count - len(ids))])
 

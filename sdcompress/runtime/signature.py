@@ -5,12 +5,11 @@ Keys are PEM files, as `openssl genpkey -algorithm ed25519` writes them. Needs t
 """
 
 import base64
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.runtime.errors import BundleError, InputError, SdcompressError
-from sdcompress.runtime.layout import read_json
+from sdcompress.runtime.layout import read_json, write_json
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import SIGNATURE, require_whole
 
@@ -33,9 +32,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     signature = key.sign((folder / MANIFEST).read_bytes())
     values = {"algorithm": _ALGORITHM, "signature": base64.b64encode(signature).decode()}
     path = folder / SIGNATURE
-    partial = path.with_name(f".{SIGNATURE}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, values)
     return path
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdcompress.runtime.errors import BundleError, InputError
+from sdcompress.runtime.errors import InputError
 from sdcompress.runtime.layout import COMPONENTS
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import (
@@ -15,6 +15,7 @@ from sdcompress.runtime.manifest import (
     inside,
     listed_problems,
     read_manifest,
+    refuse,
     size_problem,
 )
 
@@ -41,13 +42,14 @@ def require_intact(folder: Path, when: str = "once") -> None:
             )
         return
     manifest = read_manifest(folder)
-    _refuse(folder, [*_quick_problems(folder, manifest)])
+    told = f"{folder} is not as its manifest says; copy or build it again"
+    refuse(told, [*_quick_problems(folder, manifest)])
     if when == "never":
         return
     mark = cache_folder() / "verified" / _stamp(folder, manifest)
     if when == "once" and mark.is_file():
         return
-    _refuse(folder, listed_problems(folder, manifest))
+    refuse(told, listed_problems(folder, manifest))
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -76,14 +78,6 @@ def _quick_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name.split("/")[0] in _READ and name not in manifest.files:
             yield f"{name}: not listed in the manifest, yet it would be read"
-
-
-def _refuse(folder: Path, problems: list[str]) -> None:
-    if problems:
-        raise BundleError(
-            f"{folder} is not as its manifest says; copy or build it again:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
 
 
 def _stamp(folder: Path, manifest: Manifest) -> str:

@@ -101,17 +101,17 @@ def _highest_order(plan: Plan, calls_left: int) -> int:
     return min(2, config.solver_order) if calls_left == 2 and few else config.solver_order
 
 
-def _slope(step: _Step, newest: _Answer, older: _Answer) -> Float32:
-    ratio = step.h / lambda_step(older.sigma, newest.sigma)
-    return (newest.clean - older.clean) * ratio
+def _slope(step: _Step, later: _Answer, earlier: _Answer) -> Float32:
+    """How much x0 changes in a whole step, going by its change from one answer to a later one."""
+    ratio = step.h / lambda_step(earlier.sigma, later.sigma)
+    return (later.clean - earlier.clean) * ratio
 
 
 def _slope_and_bend(step: _Step, history: list[_Answer]) -> tuple[Float32, Float32]:
     newest, middle, oldest = history
     r0 = lambda_step(middle.sigma, newest.sigma) / step.h
     r1 = lambda_step(oldest.sigma, middle.sigma) / step.h
-    late: Float32 = (newest.clean - middle.clean) * (1 / r0)
-    early: Float32 = (middle.clean - oldest.clean) * (1 / r1)
+    late, early = _slope(step, newest, middle), _slope(step, middle, oldest)
     bend: Float32 = (late - early) * (1 / (r0 + r1))
     return late + bend * r0, bend
 
@@ -135,7 +135,7 @@ def singlestep(plan: Plan, x: Float32, predict: Predict, noise: FreshNoise) -> W
         step = _Step(first.sigma, row.next, config.algorithm_type == "sde-dpmsolver++")
         x = step.linear(start, first.clean, noise)
         if order == 2:
-            slope = _slope_from(step, first, history[0])
+            slope = _slope(step, history[0], first)
             x = x + slope * step.slope_weight(config.solver_type)
         elif order == 3:
             x = x + _third_order(step, config.solver_type, history)
@@ -160,13 +160,9 @@ def singlestep_orders(plan: Plan) -> list[int]:
     return orders
 
 
-def _slope_from(step: _Step, first: _Answer, later: _Answer) -> Float32:
-    return (later.clean - first.clean) * (step.h / lambda_step(first.sigma, later.sigma))
-
-
 def _third_order(step: _Step, solver_type: str, history: list[_Answer]) -> Float32:
     newest, middle, first = history
-    late, early = _slope_from(step, first, newest), _slope_from(step, first, middle)
+    late, early = _slope(step, newest, first), _slope(step, middle, first)
     if solver_type == "midpoint":
         return late * step.slope_weight("heun")
     r0 = lambda_step(first.sigma, newest.sigma) / step.h
@@ -204,9 +200,7 @@ def _predicted(solver_type: str, x: Float32, history: list[_Answer], following: 
     places, matrix, targets, scale = _system(solver_type, step, history)
     exact_for_two = len(history) == 2
     weights = [0.5] if exact_for_two else np.linalg.solve(matrix[:-1, :-1], targets[:-1]).tolist()
-    for older, place, weight in zip(history[1:], places, weights, strict=True):
-        moved = moved - (older.clean - start.clean) * (scale * weight / place)
-    return moved
+    return _bent(moved, history, places, weights, scale)
 
 
 def _corrected(solver_type: str, x: Float32, history: list[_Answer], now: _Answer) -> Float32:
@@ -216,9 +210,21 @@ def _corrected(solver_type: str, x: Float32, history: list[_Answer], now: _Answe
     moved = step.linear(x, start.clean, _no_noise)
     places, matrix, targets, scale = _system(solver_type, step, history)
     weights = [0.5] if len(history) == 1 else np.linalg.solve(matrix, targets).tolist()
-    for older, place, weight in zip(history[1:], places, weights[:-1], strict=True):
-        moved = moved - (older.clean - start.clean) * (scale * weight / place)
+    moved = _bent(moved, history, places, weights[:-1], scale)
     return moved - (now.clean - start.clean) * (scale * weights[-1])
+
+
+def _bent(
+    moved: Float32,
+    history: list[_Answer],
+    places: list[float],
+    weights: list[float],
+    scale: float,
+) -> Float32:
+    """The first-order step, bent by how earlier answers differ from the one it began with."""
+    for older, place, weight in zip(history[1:], places, weights, strict=True):
+        moved = moved - (older.clean - history[0].clean) * (scale * weight / place)
+    return moved
 
 
 def _system(
