@@ -9,6 +9,7 @@ exercises can be calibrated. Nothing is decoded.
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,24 @@ class CalibrationSet:
 
 @dataclass
 class _Recorder:
-    """A UNet callable that passes calls through and yields copies of the wanted ones."""
+    """A UNet callable that passes calls through and keeps copies of the wanted ones' inputs."""
 
     pipeline: Pipeline
     wanted: frozenset[int]
+    branches: int = 0
     calls: int = 0
 
     def __post_init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.samples: list[Array] = []
+        self.steps: list[int] = []
+        self.timesteps: list[float] = []
 
     def __call__(self, sample: Array, timestep: float, encoder_hidden_states: Array) -> Array:
+        self.branches = len(sample)
         if self.calls in self.wanted:
-            for branch in range(len(sample)):
-                self.rows.append(
-                    {
-                        "sample": sample[branch].copy(),
-                        "timestep": timestep,
-                        "encoder_hidden_states": encoder_hidden_states[branch].copy(),
-                        "branch": BRANCHES[branch] if len(sample) > 1 else BRANCHES[1],
-                        "step": self.calls,
-                    }
-                )
+            self.samples.append(sample.copy())
+            self.steps.append(self.calls)
+            self.timesteps.append(timestep)
         self.calls += 1
         return self.pipeline.unet(sample, timestep, encoder_hidden_states)
 
@@ -71,45 +69,36 @@ def calibrate(
     """Denoises the prompts and writes `unet`, `text_encoder` and `vae_decoder` Arrow datasets.
 
     UNet rows: sample float32 [4, h/8, w/8], timestep float, encoder_hidden_states float32 [77, d],
-    branch, step, prompt. Raises CalibrationError when an input is not finite.
+    branch, step, prompt. Each prompt is on disk before the next begins; one that is there is not
+    denoised again. Raises CalibrationError when an input is not finite.
     """
     branches = 2 if settings.guided else 1
     calls = len(pipeline.plan(settings))
     plan = stratified_steps(options.samples // branches, len(prompts), calls, options.seed)
-    rest = _Rest([], [])
-    count = 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        nonlocal count
-        for index, (prompt, wanted) in enumerate(zip(prompts, plan, strict=True)):
-            for row in _record(pipeline, prompt, wanted, options.seed + index, settings, rest):
-                count += 1
-                yield row
-            if on_prompt:
-                on_prompt(index + 1, len(prompts))
-
-    write_rows(rows(), folder / "unet")
-    write_rows(({"input_ids": ids} for ids in rest.token_ids), folder / "text_encoder")
-    write_rows(({"latent_sample": latents} for latents in rest.latents), folder / "vae_decoder")
-    return CalibrationSet(folder, count)
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """What the other components see, one entry a prompt."""
-
-    token_ids: list[Array]
-    latents: list[Array]
+    recorded = folder / "recorded"
+    recorded.mkdir(parents=True, exist_ok=True)
+    files = [recorded / f"{index:05d}.npz" for index in range(len(prompts))]
+    for index, (prompt, wanted, file) in enumerate(zip(prompts, plan, files, strict=True)):
+        if not file.exists():
+            seed = options.seed + index
+            _write_arrays(file, _record(pipeline, prompt, wanted, seed, settings))
+        if on_prompt:
+            on_prompt(index + 1, len(prompts))
+    for component, rows in (
+        ("unet", _unet_rows(files, prompts)),
+        ("text_encoder", ({"input_ids": ids} for file in files for ids in _array(file, "ids"))),
+        ("vae_decoder", ({"latent_sample": _array(file, "latents")} for file in files)),
+    ):
+        shutil.rmtree(folder / component, ignore_errors=True)  # what a killed run left of it
+        write_rows(rows, folder / component)
+    shutil.rmtree(recorded)
+    return CalibrationSet(folder, sum(branches * len(wanted) for wanted in plan))
 
 
 def _record(
-    pipeline: Pipeline,
-    prompt: Prompt,
-    wanted: frozenset[int],
-    seed: int,
-    settings: Settings,
-    rest: _Rest,
-) -> Iterator[dict[str, Any]]:
+    pipeline: Pipeline, prompt: Prompt, wanted: frozenset[int], seed: int, settings: Settings
+) -> dict[str, Array]:
+    """Denoises one prompt; returns the wanted UNet inputs and what the other components see."""
     negative = prompt.negative or ""
     unconditional, conditional = pipeline.encode([negative, prompt.text], settings)
     recorder = _Recorder(pipeline, wanted)
@@ -121,11 +110,48 @@ def _record(
         unet=recorder,
     )
     _check_finite(latents, prompt, "final latents")
-    rest.token_ids.extend(pipeline.tokenize([negative, prompt.text]))
-    rest.latents.append(latents[0] / pipeline.scaling_factor)
-    for row in recorder.rows:
-        _check_finite(row["sample"], prompt, f"latents at step {row['step']}")
-        yield row | {"prompt": prompt.text}
+    for step, sample in zip(recorder.steps, recorder.samples, strict=True):
+        _check_finite(sample, prompt, f"latents at step {step}")
+    return {
+        "ids": np.asarray(pipeline.tokenize([negative, prompt.text])),
+        "latents": latents[0] / pipeline.scaling_factor,
+        "samples": np.array(recorder.samples),
+        "steps": np.array(recorder.steps),
+        "timesteps": np.array(recorder.timesteps),
+        "embeddings": np.stack([unconditional, conditional])[-recorder.branches :],
+    }
+
+
+def _unet_rows(files: Sequence[Path], prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+    """Reads the UNet's inputs back, one guidance branch of one call a row."""
+    for file, prompt in zip(files, prompts, strict=True):
+        with np.load(file) as arrays:
+            embeddings, samples = arrays["embeddings"], arrays["samples"]
+            steps, timesteps = arrays["steps"].tolist(), arrays["timesteps"].tolist()
+        branches = BRANCHES[-len(embeddings) :]
+        for step, timestep, sample in zip(steps, timesteps, samples, strict=True):
+            for name, embedding, latents in zip(branches, embeddings, sample, strict=True):
+                yield {
+                    "sample": latents,
+                    "timestep": timestep,
+                    "encoder_hidden_states": embedding,
+                    "branch": name,
+                    "step": step,
+                    "prompt": prompt.text,
+                }
+
+
+def _array(file: Path, name: str) -> Array:
+    with np.load(file) as arrays:
+        return np.asarray(arrays[name])
+
+
+def _write_arrays(file: Path, arrays: dict[str, Array]) -> None:
+    """Writes a file whole or not at all."""
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    partial.replace(file)
 
 
 def _check_finite(values: Array, prompt: Prompt, what: str) -> None:
@@ -184,17 +210,6 @@ def write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     shutil.rmtree(buffer)
 
 
-def read_inputs(folder: Path, component: str, batch: int = 1) -> "ModelInputs":
-    """Opens the recorded inputs of one component, `batch` rows to a model input.
-
-    A UNet of fixed batch 2 gets what it gets when drawing: both branches of one call.
-    """
-    from datasets import Dataset
-
-    dataset = Dataset.load_from_disk(folder / component).with_format("numpy")
-    return ModelInputs(dataset, _INPUTS[component], batch)
-
-
 _INPUTS = {
     "unet": {"sample": "f4", "timestep": "i8", "encoder_hidden_states": "f4"},
     "text_encoder": {"input_ids": "i8"},
@@ -204,18 +219,32 @@ _INPUTS = {
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Recorded rows as model inputs. Can be iterated again and again, as NNCF does."""
+    """Recorded rows of one component as model inputs, read from disk as they are iterated.
 
-    dataset: Any
-    types: dict[str, str]
+    `batch` rows make a model input: a UNet of fixed batch 2 gets what it gets when drawing, both
+    branches of one call. Can be iterated again and again, as NNCF does.
+    """
+
+    folder: Path
+    component: str
     batch: int = 1
 
+    @cached_property
+    def _dataset(self) -> Any:
+        from datasets import Dataset
+
+        return Dataset.load_from_disk(self.folder / self.component).with_format("numpy")
+
     def __len__(self) -> int:
-        return len(self.dataset) // self.batch
+        return len(self._dataset) // self.batch
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        for rows in self.dataset.iter(self.batch, drop_last_batch=True):
-            yield {name: self._input(rows[name], kind) for name, kind in self.types.items()}
+        types = _INPUTS[self.component]
+        for rows in self._dataset.iter(self.batch, drop_last_batch=True):
+            yield {name: self._input(rows[name], kind) for name, kind in types.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "component": self.component, "batch": self.batch}
 
     def _input(self, values: Any, kind: str) -> Array:
         # Euler's timesteps lie between two of training; the model's file declares whole ones.

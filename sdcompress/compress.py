@@ -3,13 +3,16 @@
 `hybrid` follows huggingface/optimum-intel #584: convolutions get 8-bit weights and activations,
 everything else 8-bit weights only, because plain 8-bit quantization of the whole UNet is known to
 hurt pictures. `int8` is that plain quantization, with SmoothQuant (arXiv:2211.10438).
+
+Quantizers are set from collected statistics (:mod:`sdcompress.quantization`); only accurate bias
+correction runs the model on the recorded inputs itself, and needs the memory that this takes.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nncf
 import openvino as ov
@@ -21,9 +24,11 @@ from nncf.quantization.advanced_parameters import (
     OverflowFix,
 )
 
+from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
+from sdcompress.quantization import quantize
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import (
     ActivationQuantization,
@@ -36,6 +41,8 @@ from sdcompress.recipe import (
     Method,
 )
 
+OnStep = Callable[[int, int], None] | None
+
 
 @dataclass(frozen=True)
 class CompressedIR:
@@ -47,34 +54,35 @@ class CompressedIR:
     layers_by_precision: dict[str, int]
 
 
-class ModelInputs(Protocol):
-    """Recorded inputs of one component, by name, that can be iterated again and again."""
+@dataclass(frozen=True)
+class Recorded:
+    """What calibration left for one component: its inputs, and the statistics collected on them."""
 
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+    inputs: ModelInputs
+    statistics: tuple[Path, ...]
 
 
 def compress(
     baseline: Path,
     options: Method,
     folder: Path,
-    *,
-    inputs: ModelInputs | None,
+    recorded: Recorded | None,
     has_vnni: bool,
+    on_step: OnStep = None,
 ) -> CompressedIR:
-    """Reads the FP32 IR in `baseline`, compresses it and writes it to `folder`.
+    """Reads the FP IR in `baseline`, compresses it and writes it to `folder`.
 
     `has_vnni` says whether the target multiplies 8-bit integers without intermediate overflow
     (VNNI or AMX); without, `overflow_fix: auto` halves the range of all quantized weights.
-    Raises CompressionError when calibration inputs are missing or NNCF rejects the combination.
+    Raises CompressionError when calibration inputs are missing or NNCF rejects the combination, and
+    MissingStatisticsError when other statistics have to be collected first.
     """
     model = ov.Core().read_model(baseline / IR_NAME)
-    if isinstance(options, ActivationQuantization) and inputs is None:
+    if isinstance(options, ActivationQuantization) and recorded is None:
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
     try:
         with quiet_libraries():
-            model = _METHODS[type(options)](model, options, inputs, has_vnni)
+            model = _METHODS[type(options)](model, options, recorded, has_vnni, on_step)
     except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
         raise CompressionError(
             f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
@@ -86,6 +94,8 @@ def compress(
     (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
     del model
     gc.collect()
+    if on_step:
+        on_step(1, 1)
     return CompressedIR(folder, options.method, ir_bytes(folder), count_by_precision(layers))
 
 
@@ -116,7 +126,9 @@ def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
     )
 
 
-def _hybrid(model: ov.Model, options: Hybrid, inputs: ModelInputs, has_vnni: bool) -> ov.Model:
+def _hybrid(
+    model: ov.Model, options: Hybrid, recorded: Recorded, has_vnni: bool, on_step: OnStep
+) -> ov.Model:
     convolutions = IgnoredScope(types=["Convolution"])
     model = nncf.compress_weights(
         model,
@@ -124,37 +136,50 @@ def _hybrid(model: ov.Model, options: Hybrid, inputs: ModelInputs, has_vnni: boo
         ignored_scope=_scope(options.ignored, convolutions),
     )
     linear = IgnoredScope(names=_weighted_names(model, ("MatMul", "Gather")))
-    return _quantize(model, options, inputs, has_vnni, _scope(options.ignored, linear), None)
+    scope = _scope(options.ignored, linear)
+    return _quantize(model, options, recorded, _parameters(options, has_vnni, scope, None), on_step)
 
 
-def _int8(model: ov.Model, options: Int8, inputs: ModelInputs, has_vnni: bool) -> ov.Model:
+def _int8(
+    model: ov.Model, options: Int8, recorded: Recorded, has_vnni: bool, on_step: OnStep
+) -> ov.Model:
     scope = _scope(options.ignored)
-    return _quantize(model, options, inputs, has_vnni, scope, options.smooth_quant_alpha)
+    parameters = _parameters(options, has_vnni, scope, options.smooth_quant_alpha)
+    return _quantize(model, options, recorded, parameters, on_step)
 
 
 def _quantize(
     model: ov.Model,
     options: ActivationQuantization,
-    inputs: ModelInputs,
+    recorded: Recorded,
+    parameters: dict[str, Any],
+    on_step: OnStep,
+) -> ov.Model:
+    if options.bias_correction == "accurate":
+        inputs = recorded.inputs
+        return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), **parameters)
+    return quantize(model, Statistics(*recorded.statistics), parameters, on_step)
+
+
+def _parameters(
+    options: ActivationQuantization,
     has_vnni: bool,
     scope: nncf.IgnoredScope,
     smooth_quant_alpha: float | None,
-) -> ov.Model:
+) -> dict[str, Any]:
+    """The arguments of ``nncf.quantize``."""
     alpha = -1.0 if smooth_quant_alpha is None else smooth_quant_alpha
-    return nncf.quantize(
-        model,
-        nncf.Dataset(inputs),
-        preset=nncf.QuantizationPreset(options.preset),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(inputs),
-        fast_bias_correction=options.bias_correction != "accurate",
-        ignored_scope=scope,
-        advanced_parameters=AdvancedQuantizationParameters(
+    return {
+        "preset": nncf.QuantizationPreset(options.preset),
+        "model_type": nncf.ModelType.TRANSFORMER,
+        "fast_bias_correction": options.bias_correction != "accurate",
+        "ignored_scope": scope,
+        "advanced_parameters": AdvancedQuantizationParameters(
             overflow_fix=_overflow_fix(options.overflow_fix, has_vnni),
             disable_bias_correction=options.bias_correction == "none",
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
         ),
-    )
+    }
 
 
 def _overflow_fix(setting: str, has_vnni: bool) -> OverflowFix:

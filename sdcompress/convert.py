@@ -1,7 +1,9 @@
-"""Turns one component at a time into FP32 OpenVINO IR, in the folder layout of optimum-intel.
+"""Turns one component at a time into OpenVINO IR, in the folder layout of optimum-intel.
 
 optimum-intel's export configurations decide names, axes and patches, so openvino-genai and
-optimum-intel load the result. Only one component's weights are in memory at any moment.
+optimum-intel load the result. Weights are not read into memory: the checkpoint stays mapped, the
+graph is traced at a small size, and OpenVINO copies the mapped constants into the .bin. 16-bit
+weights stay 16-bit in the file and are widened where they are used, so that nothing is rounded.
 """
 
 import gc
@@ -19,6 +21,7 @@ from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import COMPONENTS, Convert
 from sdcompress.source import Source
+from sdcompress.widening import stored_dtype, widen
 
 # Task and model type under which optimum-intel registers each export configuration.
 _EXPORT_CONFIGS = {
@@ -27,6 +30,7 @@ _EXPORT_CONFIGS = {
     "vae_decoder": ("semantic-segmentation", "vae-decoder"),
     "vae_encoder": ("semantic-segmentation", "vae-encoder"),
 }
+_TRACED_SIZE = 16  # shapes are dynamic, so a small picture gives the same graph as a large one
 _KEPT = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
@@ -46,7 +50,8 @@ def convert(
 ) -> ConvertedModel:
     """Writes the IR of all four components, the scheduler and the tokenizer into `folder`.
 
-    Weights stay FP32; shapes are dynamic in batch, height and width unless `options` fixes them.
+    Activations are float32. Weights are stored as in the checkpoint, or as float32 when `options`
+    says so. Shapes are dynamic in batch, height and width unless `options` fixes them.
     Raises ConversionError naming the component that could not be loaded or exported.
     """
     _copy_settings(source, folder)
@@ -56,7 +61,7 @@ def convert(
     for done, component in enumerate(COMPONENTS, start=1):
         try:
             with quiet_libraries(), writing_ir(folder):
-                _export(source, component, folder / component)
+                _export(source, component, folder / component, options)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConversionError(
                 f"{component} of {source.id} could not be converted: {error}. Check that "
@@ -108,13 +113,13 @@ def _write_tokenizer(source: Source, folder: Path) -> None:
         )
 
 
-def _export(source: Source, component: str, folder: Path) -> None:
+def _export(source: Source, component: str, folder: Path, options: Convert) -> None:
     from optimum.exporters.openvino.convert import export
     from optimum.exporters.tasks import TasksManager
     from optimum.intel.openvino.configuration import OVConfig
 
     folder.mkdir(parents=True)
-    model = _load(source, component)
+    model = load_component(source, component, stored=options.weights == "stored")
     if component == "text_encoder":
         model.config.save_pretrained(folder)
     else:
@@ -123,46 +128,64 @@ def _export(source: Source, component: str, folder: Path) -> None:
     constructor = TasksManager.get_exporter_config_constructor(
         model=model, exporter="openvino", library_name="diffusers", task=task, model_type=model_type
     )
-    config = constructor(model.config, int_dtype="int64", float_dtype="fp32")
+    config = constructor(_small(model.config, component), int_dtype="int64", float_dtype="fp32")
     config.runtime_options = _runtime_options(source, component)
     export(
         model,
         config,
         folder / IR_NAME,
+        input_shapes={"height": _TRACED_SIZE, "width": _TRACED_SIZE},
         ov_config=OVConfig(dtype="fp32"),
         stateful=False,
         library_name="diffusers",
     )
 
 
-def _load(source: Source, component: str) -> Any:
-    """Loads one component in float32, patched as optimum-intel's configurations expect it."""
+def _small(config: Any, component: str) -> Any:
+    """A component's configuration with a small native size, which is the size it is traced at."""
+    if component == "text_encoder":
+        return config
+    from diffusers.configuration_utils import FrozenDict
+
+    small = FrozenDict({**config, "sample_size": _TRACED_SIZE})
+    if component == "unet":
+        # Its presence makes the export configuration keep the 77 tokens as a fixed axis.
+        object.__setattr__(small, "model_max_length", config.model_max_length)
+    return small
+
+
+def load_component(source: Source, component: str, *, stored: bool) -> Any:
+    """Loads one component for float32 execution, patched as optimum-intel's configurations expect.
+
+    With `stored`, weights keep the checkpoint's type and are widened in the layers that use them.
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+    part = "vae" if component.startswith("vae_") else component
     settings = {
-        "torch_dtype": torch.float32,
+        "torch_dtype": stored_dtype(source, part) if stored else torch.float32,
         "variant": source.variant,
         "use_safetensors": True,
         "local_files_only": True,
     }
     if component == "text_encoder":
         settings["dtype"] = settings.pop("torch_dtype")
-        return CLIPTextModel.from_pretrained(source.folder / "text_encoder", **settings)
-    if component == "unet":
-        unet = UNet2DConditionModel.from_pretrained(source.folder / "unet", **settings)
-        # Its presence makes the export configuration keep the 77 tokens as a fixed axis.
-        unet.config.model_max_length = _max_tokens(source)
-        return unet
-    vae = AutoencoderKL.from_pretrained(source.folder / "vae", **settings)
-    if component == "vae_decoder":
-        vae.forward = lambda latent_sample: vae.decode(z=latent_sample)
+        model = CLIPTextModel.from_pretrained(source.folder / part, **settings)
+    elif component == "unet":
+        model = UNet2DConditionModel.from_pretrained(source.folder / part, **settings)
+        model.config.model_max_length = _max_tokens(source)
     else:
-        vae.forward = lambda sample: {
-            "latent_parameters": vae.encode(x=sample)["latent_dist"].parameters
+        model = AutoencoderKL.from_pretrained(source.folder / part, **settings)
+    widen(model)
+    if component == "vae_decoder":
+        model.forward = lambda latent_sample: model.decode(z=latent_sample)
+    elif component == "vae_encoder":
+        model.forward = lambda sample: {
+            "latent_parameters": model.encode(x=sample)["latent_dist"].parameters
         }
-    return vae
+    return model
 
 
 def _max_tokens(source: Source) -> int:

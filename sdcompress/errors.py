@@ -14,6 +14,7 @@ __all__ = [
     "DeviceError",
     "EvaluationError",
     "InputError",
+    "InterruptedStageError",
     "OutputBusyError",
     "QualityGateFailed",
     "RecipeError",
@@ -49,6 +50,10 @@ class EvaluationError(SdcompressError):
 
 class StorageError(SdcompressError):
     """A result cannot be written, most often because the disk is full."""
+
+
+class InterruptedStageError(SdcompressError):
+    """The process of a stage died, most often because memory ran out."""
 
 
 class OutputBusyError(SdcompressError):

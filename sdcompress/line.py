@@ -4,26 +4,35 @@ A stage's key is the hash of its part of the recipe, its upstream's key and the 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sdcompress.calibrate import ModelInputs, calibrate, read_inputs
-from sdcompress.compress import CompressedIR, compress
+from sdcompress.activations import Activation, collect
+from sdcompress.calibrate import ModelInputs, calibrate
+from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import CalibrationError
 from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
+from sdcompress.ir import IR_NAME
+from sdcompress.isolation import run_isolated
 from sdcompress.processor import has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.quantization import MissingStatisticsError
 from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Recipe
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
 
+# Starting a process takes longer than compressing a model of less than this.
+_SMALL_BYTES = 200_000_000
 _HUB_SCORER = "openai/clip-vit-large-patch14"
+T = TypeVar("T")
 _CONVERT_TOOLS = (
     "diffusers",
     "openvino",
@@ -118,17 +127,24 @@ class Line:
         """The FP32 IR folder: the baseline."""
 
         def build(folder: Path, advance: Advance) -> None:
-            convert(self.source, self.recipe.convert, folder, advance)
+            self._run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
 
         return self.store.stage(
-            self.progress, "convert", self.converted_key, f"{self.source.id} to FP32 IR", build
+            self.progress, "convert", self.converted_key, f"{self.source.id} to OpenVINO IR", build
         )
+
+    def _run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
+        """Calls ``function(*arguments, on_progress)``, for a large model in its own process."""
+        weights = (self.source.folder / name for name in self.source.files)
+        if sum(file.stat().st_size for file in weights) < _SMALL_BYTES:
+            return function(*arguments, on_progress)
+        return run_isolated(function, *arguments, on_progress=on_progress)
 
     @cached_property
     def calibrated_key(self) -> str:
         return key_of(
             upstream=self.converted_key,
-            options=self.recipe.calibrate.model_dump(),
+            options=self.recipe.calibrate.model_dump(exclude={"statistics"}),
             sampling=asdict(self.settings),
             prompts=[asdict(prompt) for prompt in self.material.calibration_prompts],
             device=self.recipe.device,
@@ -160,7 +176,35 @@ class Line:
 
         options = self.recipe.calibrate
         detail = f"{options.samples} UNet inputs from {options.prompts} prompts"
-        return self.store.stage(self.progress, "calibrate", self.calibrated_key, detail, build)
+        return self.store.stage(
+            self.progress, "calibrate", self.calibrated_key, detail, build, resumable=True
+        )
+
+    def _statistics(
+        self, component: str, recorded: Path, activations: tuple[Activation, ...] | None = None
+    ) -> Path:
+        """Ranges and means of a component's activations on its recorded inputs.
+
+        Without `activations`, those that any of the methods asks for: they do not depend on the
+        method's options, so another preset or ignored scope finds them here.
+        """
+        inputs = self._inputs(recorded, component)
+        precision = self.recipe.calibrate.statistics
+
+        def build(folder: Path, advance: Advance) -> None:
+            xml = self.converted / component / IR_NAME
+            self._run(collect, xml, activations, inputs, folder, precision, on_progress=advance)
+
+        key = key_of(
+            upstream=self.calibrated_key,
+            component=component,
+            batch=inputs.batch,
+            precision=precision,
+            activations=activations and [asdict(one) for one in activations],
+            tools={"openvino": version("openvino")},
+        )
+        detail = f"{component}: activations of {len(inputs)} inputs"
+        return self.store.stage(self.progress, "ranges", key, detail, build, resumable=True)
 
     def compressed_key(self, component: str) -> str:
         options = self.recipe.compress.method_of(component)
@@ -169,39 +213,52 @@ class Line:
             upstream=self.calibrated_key if quantizes else self.converted_key,
             component=component,
             options=options.model_dump(),
+            statistics=self.recipe.calibrate.statistics if quantizes else None,
             has_vnni=has_vnni() if quantizes else None,
             tools={name: version(name) for name in ("nncf", "openvino")},
         )
 
     def compressed(self) -> dict[str, CompressedIR]:
         """The compressed IR of each component."""
-        baseline = self.converted
-        needs_inputs = self.recipe.compress.needs_calibration
-        recorded = self.calibrated() if needs_inputs else None
-        return {c: self._compressed(c, baseline, recorded) for c in COMPONENTS}
+        return {component: self._compressed(component) for component in COMPONENTS}
 
     def _inputs(self, recorded: Path, component: str) -> ModelInputs:
         batch = self.recipe.convert.batch if component == "unet" else None
-        return read_inputs(recorded, component, batch or 1)
+        return ModelInputs(recorded, component, batch or 1)
 
-    def _compressed(self, component: str, baseline: Path, recorded: Path | None) -> CompressedIR:
+    def _recorded(
+        self, component: str, options: ActivationQuantization, extras: list[tuple[Activation, ...]]
+    ) -> Recorded:
+        """What calibration left for a component, with statistics beyond the usual ones."""
+        folder = self.calibrated()
+        wanted = [None, *extras] if options.bias_correction != "accurate" else []
+        statistics = tuple(self._statistics(component, folder, one) for one in wanted)
+        return Recorded(self._inputs(folder, component), statistics)
+
+    def _compressed(self, component: str) -> CompressedIR:
+        extras: list[tuple[Activation, ...]] = []
+        while True:
+            try:
+                folder = self._compress_stage(component, extras)
+            except MissingStatisticsError as missing:
+                extras.append(missing.activations)
+            else:
+                record = read_record(folder / "record.json", CompressedIR)
+                return replace(record, folder=folder / record.folder)
+
+    def _compress_stage(self, component: str, extras: list[tuple[Activation, ...]]) -> Path:
         options = self.recipe.compress.method_of(component)
+        baseline = self.converted / component
+        key, detail = self.compressed_key(component), f"{component}: {options.method}"
+        recorded = None
+        if isinstance(options, ActivationQuantization) and not self.store.has("compress", key):
+            recorded = self._recorded(component, options, extras)
 
         def build(folder: Path, advance: Advance) -> None:
-            quantizes = recorded and isinstance(options, ActivationQuantization)
-            record = compress(
-                baseline / component,
-                options,
-                folder / component,
-                inputs=self._inputs(recorded, component) if recorded and quantizes else None,
-                has_vnni=has_vnni(),
-            )
+            arguments = (baseline, options, folder / component, recorded, has_vnni())
+            record = self._run(compress, *arguments, on_progress=advance)
             write_record(
                 folder / "record.json", CompressedIR, replace(record, folder=Path(component))
             )
-            advance(1, 1)
 
-        key, detail = self.compressed_key(component), f"{component}: {options.method}"
-        folder = self.store.stage(self.progress, "compress", key, detail, build)
-        record = read_record(folder / "record.json", CompressedIR)
-        return replace(record, folder=folder / record.folder)
+        return self.store.stage(self.progress, "compress", key, detail, build)

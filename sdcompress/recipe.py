@@ -46,8 +46,13 @@ class Section(BaseModel):
 
 
 class Convert(Section):
-    """FP IR. An axis left at null stays dynamic; a number fixes it, which compiles tighter."""
+    """FP IR. An axis left at null stays dynamic; a number fixes it, which compiles tighter.
 
+    `weights: stored` keeps the checkpoint's type in the file, which loses nothing; `fp32` writes
+    32-bit weights whatever the checkpoint holds. Execution of the baseline is float32 either way.
+    """
+
+    weights: Literal["stored", "fp32"] = "stored"
     batch: Literal[1, 2] | None = None
     height: PixelSize | None = None
     width: PixelSize | None = None
@@ -75,11 +80,16 @@ class Sampling(Section):
 
 
 class Calibrate(Section):
-    """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each."""
+    """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each.
+
+    `statistics` is the execution precision in which ranges are collected on them: bf16 takes less
+    time and memory where the processor has it, f32 gives the ranges of the model itself.
+    """
 
     prompt_set: str = "sd"
     prompts: Annotated[int, Field(ge=1)] = 32
     samples: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+    statistics: Literal["f32", "bf16"] = "f32"
     seed: Annotated[int, Field(ge=0)] = 0
 
 

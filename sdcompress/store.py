@@ -1,19 +1,22 @@
 """Finished stages on disk, keyed by the hash of what went into them.
 
 A stage writes to a temporary folder that is renamed into place when complete, so an entry either
-exists whole or not at all, whatever kills the process. An entry is reused only when the hash of
+exists whole or not at all, whatever kills the process. Long stages keep what they have written when
+they are killed, and go on from there. An entry is reused only when the hash of
 its inputs matches, never because a file happens to exist.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock
 from pydantic import TypeAdapter
 
 from sdcompress.progress import Advance, Progress
@@ -50,29 +53,60 @@ class Store:
         key: str,
         detail: str,
         build: Callable[[Path, Advance], None],
+        *,
+        resumable: bool = False,
     ) -> Path:
         """Returns the finished stage's folder, after building it when it is not there.
 
-        `build(folder, advance)` writes into an empty folder, which becomes the entry when it
-        returns without a fault.
+        `build(folder, advance)` writes into a folder, which becomes the entry when it returns
+        without a fault. The folder is empty, or, when `resumable`, as an earlier run left it.
         """
         entry = self.folder / f"{name}-{key}"
-        if entry.is_dir() and (not self.fresh or entry in self.built):
+        if self._is_finished(entry):
             progress.reused(name, detail)
             return entry
-        temporary = self.scratch / entry.name
-        temporary.mkdir()
-        try:
+        with self._resumed(entry) if resumable else self._new(entry) as temporary:
+            if self._is_finished(entry):  # by another run, while this one waited for it
+                progress.reused(name, detail)
+                return entry
             with progress.stage(name, detail) as advance:
                 build(temporary, advance)
             if self.fresh and entry.exists():
                 # A neighbouring run may be reading it: the name is missing for a moment only.
-                entry.rename(temporary.with_suffix(".replaced"))
+                entry.rename(self.scratch / f"{entry.name}.replaced")
             _move(temporary, entry)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         self.built.add(entry)
         return entry
+
+    def has(self, name: str, key: str) -> bool:
+        """Tells whether `stage` would return at once."""
+        return self._is_finished(self.folder / f"{name}-{key}")
+
+    def _is_finished(self, entry: Path) -> bool:
+        return entry.is_dir() and (not self.fresh or entry in self.built)
+
+    @contextmanager
+    def _new(self, entry: Path) -> Iterator[Path]:
+        """A folder that is gone afterwards, however the block ends."""
+        temporary = self.scratch / entry.name
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def _resumed(self, entry: Path) -> Iterator[Path]:
+        """A folder that stays when the block fails. One run at a time works in it."""
+        temporary = self.folder / "unfinished" / entry.name
+        lock = self.folder / "locks" / f"{entry.name}.lock"
+        for parent in (temporary.parent, lock.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if self.fresh:
+                shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(exist_ok=True)
+            yield temporary
 
     def record(
         self,

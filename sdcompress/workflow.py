@@ -163,17 +163,17 @@ def convert(
     revision: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
-    **shapes: int | None,
+    **options: str | int | None,
 ) -> Path:
-    """Writes a model's FP32 IR to the folder `output`, which must be new or empty.
+    """Writes a model's FP IR to the folder `output`, which must be new or empty.
 
-    `shapes` are the recipe's convert options: batch, height and width, dynamic when None.
+    `options` are those of the recipe's `convert` section: weights, batch, height and width.
     """
     try:
-        options = Convert.model_validate(shapes)
+        chosen = Convert.model_validate(options)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"shapes cannot be fixed so: {faults}") from None
+        raise InputError(f"cannot convert so: {faults}") from None
     target = Path(output).resolve()
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{target} is not empty; choose a new folder")
@@ -182,8 +182,8 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
-        with shown.stage("convert", f"{source.id} to FP32 IR") as advance:
-            convert_model(source, options, finished, advance)
+        with shown.stage("convert", f"{source.id} to OpenVINO IR") as advance:
+            convert_model(source, chosen, finished, advance)
         gc.collect()  # unmaps IR files, which Windows cannot move while they are open
         publish(finished, target)
     return target

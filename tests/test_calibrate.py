@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcompress.calibrate import calibrate, read_inputs, stratified_steps, write_rows
+from sdcompress.calibrate import ModelInputs, calibrate, stratified_steps, write_rows
 from sdcompress.errors import CalibrationError
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import Calibrate
@@ -96,19 +96,19 @@ def test_recorded_latents_lie_on_the_trajectory(recorded: Path, baseline: Path) 
 def test_inputs_come_as_the_models_take_them_and_can_be_read_twice(recorded: Path) -> None:
     import openvino as ov
 
-    inputs = read_inputs(recorded, "unet")
+    inputs = ModelInputs(recorded, "unet")
     assert len(inputs) == 12
     first, again = (list(inputs) for _ in range(2))
     np.testing.assert_array_equal(first[5]["sample"], again[5]["sample"])
     assert first[0]["sample"].shape[0] == 1
     for component in ("text_encoder", "vae_decoder"):
-        assert len(read_inputs(recorded, component)) > 0
+        assert len(ModelInputs(recorded, component)) > 0
     assert ov.Type(first[0]["timestep"].dtype) == ov.Type.i64
 
 
 def test_a_fixed_batch_gets_both_branches_of_one_call(recorded: Path) -> None:
-    inputs = list(read_inputs(recorded, "unet", batch=2))
-    singles = list(read_inputs(recorded, "unet"))
+    inputs = list(ModelInputs(recorded, "unet", batch=2))
+    singles = list(ModelInputs(recorded, "unet"))
     assert len(inputs) == 6
     for pair, first, second in zip(inputs, singles[::2], singles[1::2], strict=True):
         assert pair["sample"].shape[0] == 2

@@ -3,11 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+import nncf
 import numpy as np
 import openvino as ov
 import pytest
 
-from sdcompress.compress import CompressedIR, compress
+from sdcompress.activations import collect
+from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.precision import count_by_precision, layers_of
@@ -25,6 +27,15 @@ def inputs() -> list[dict[str, np.ndarray]]:
         }
         for step in (901, 601, 301, 1)
     ]
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    baseline: Path, inputs: list[dict[str, np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    folder = tmp_path_factory.mktemp("statistics")
+    collect(baseline / "unet" / IR_NAME, None, inputs, folder, "f32")
+    return Recorded(inputs, (folder,))
 
 
 def executed_types(folder: Path, kind: str) -> Counter[str]:
@@ -70,7 +81,7 @@ def test_fp16_halves_the_weights(baseline: Path, tmp_path: Path) -> None:
 
 def test_int8_weights_leave_activations_alone(baseline: Path, tmp_path: Path) -> None:
     options = Int8Weights(method="int8_weights")
-    result = compress(baseline / "unet", options, tmp_path / "unet", inputs=None, has_vnni=True)
+    result = compress(baseline / "unet", options, tmp_path / "unet", None, has_vnni=True)
     assert set(result.layers_by_precision) == {"int8 weights"}
     types = {op.get_type_name() for op in ov.Core().read_model(result.folder / IR_NAME).get_ops()}
     assert "FakeQuantize" not in types
@@ -79,19 +90,19 @@ def test_int8_weights_leave_activations_alone(baseline: Path, tmp_path: Path) ->
 def test_int4_adapts_its_groups_to_odd_channel_counts(baseline: Path, tmp_path: Path) -> None:
     # 96 and 160 channels are no multiples of 64; NNCF's default would stop with an error here.
     options = Int4Weights(method="int4_weights", group_size=64)
-    result = compress(baseline / "unet", options, tmp_path / "unet", inputs=None, has_vnni=True)
+    result = compress(baseline / "unet", options, tmp_path / "unet", None, has_vnni=True)
     assert result.layers_by_precision["int4 weights"] > 80
     assert set(result.layers_by_precision) <= {"int4 weights", "int8 weights"}
 
 
 @pytest.fixture(scope="module")
 def quantized(
-    baseline: Path, inputs: list[dict[str, np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+    baseline: Path, recorded: Recorded, tmp_path_factory: pytest.TempPathFactory
 ) -> CompressedIR:
     """The UNet in W8A8 but for its first layer, as a processor with VNNI takes it."""
     options = Int8(method="int8", ignored=IgnoredScope(patterns=[".*conv_in.*"]))
     folder = tmp_path_factory.mktemp("int8") / "unet"
-    return compress(baseline / "unet", options, folder, inputs=inputs, has_vnni=True)
+    return compress(baseline / "unet", options, folder, recorded, has_vnni=True)
 
 
 def test_int8_quantizes_weights_and_activations(baseline: Path, quantized: CompressedIR) -> None:
@@ -108,12 +119,10 @@ def test_an_ignored_layer_stays_in_floating_point(quantized: CompressedIR) -> No
 
 
 def test_without_vnni_weights_keep_to_half_their_range(
-    baseline: Path, tmp_path: Path, quantized: CompressedIR, inputs: list[dict[str, np.ndarray]]
+    baseline: Path, tmp_path: Path, quantized: CompressedIR, recorded: Recorded
 ) -> None:
     options = Int8(method="int8", bias_correction="none")
-    cautious = compress(
-        baseline / "unet", options, tmp_path / "unet", inputs=inputs, has_vnni=False
-    )
+    cautious = compress(baseline / "unet", options, tmp_path / "unet", recorded, has_vnni=False)
     assert largest_int8_weight(quantized.folder) >= 127
     assert largest_int8_weight(cautious.folder) <= 64
 
@@ -126,14 +135,54 @@ def largest_int8_weight(folder: Path) -> int:
     )
 
 
+def test_the_result_is_that_of_nncf_on_the_same_inputs(
+    baseline: Path, inputs: list[dict[str, np.ndarray]], quantized: CompressedIR
+) -> None:
+    theirs = nncf.quantize(
+        ov.Core().read_model(baseline / "unet" / IR_NAME),
+        nncf.Dataset(inputs),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(inputs),
+        ignored_scope=nncf.IgnoredScope(patterns=[".*conv_in.*"]),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=0.95, convolution=-1.0)
+        ),
+    )
+    expected, found = ranges_of(theirs), ranges_of(ov.Core().read_model(quantized.folder / IR_NAME))
+    assert found.keys() == expected.keys()
+    assert len(found) > 150
+    for name, limits in found.items():
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(limits / scale, expected[name] / scale, atol=1e-5)
+    feed = inputs[1] | {"timestep": inputs[1]["timestep"].reshape(())}
+    outputs = []
+    for model in (theirs, quantized.folder / IR_NAME):
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        outputs.append(compiled(feed)[0])
+    noise = np.square(outputs[0] - outputs[1]).mean() / np.square(outputs[0]).mean()
+    assert -10 * np.log10(noise) > 40  # the file rounds floating-point constants to 16 bits
+
+
+def ranges_of(model: ov.Model) -> dict[str, np.ndarray]:
+    """The lower and upper limit of every activation quantizer."""
+    return {
+        op.get_friendly_name(): np.array(
+            [op.input_value(port).get_node().get_data(dtype=np.float32).item() for port in (1, 2)]
+        )
+        for op in model.get_ops()
+        if op.get_type_name() == "FakeQuantize"
+    }
+
+
 def test_hybrid_quantizes_activations_of_convolutions_only(
-    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+    baseline: Path, tmp_path: Path, recorded: Recorded
 ) -> None:
     result = compress(
         baseline / "unet",
         Hybrid(method="hybrid", bias_correction="none"),
         tmp_path / "unet",
-        inputs=inputs,
+        recorded,
         has_vnni=True,
     )
     by_type = {
@@ -147,17 +196,17 @@ def test_hybrid_quantizes_activations_of_convolutions_only(
 
 
 def test_a_pattern_that_matches_nothing_is_a_clear_error(
-    baseline: Path, tmp_path: Path, inputs: list[dict[str, np.ndarray]]
+    baseline: Path, tmp_path: Path, recorded: Recorded
 ) -> None:
     options = Int8(method="int8", ignored=IgnoredScope(names=["no_such_layer"]))
     with pytest.raises(CompressionError, match="no_such_layer"):
-        compress(baseline / "unet", options, tmp_path / "x", inputs=inputs, has_vnni=True)
+        compress(baseline / "unet", options, tmp_path / "x", recorded, has_vnni=True)
     assert not (tmp_path / "x").exists()
 
 
 def test_missing_calibration_inputs_are_a_clear_error(baseline: Path, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match="needs calibration inputs"):
-        compress(baseline / "unet", Int8(method="int8"), tmp_path / "x", inputs=None, has_vnni=True)
+        compress(baseline / "unet", Int8(method="int8"), tmp_path / "x", None, has_vnni=True)
 
 
 def test_the_bundle_keeps_its_promise_of_size(bundle: Path, baseline: Path) -> None:

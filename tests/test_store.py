@@ -74,3 +74,37 @@ def test_two_runs_do_not_clear_each_other(tmp_path: Path) -> None:
 def test_keys_depend_on_every_input() -> None:
     assert key_of(a=1, b=2) == key_of(b=2, a=1)
     assert key_of(a=1, b=2) != key_of(a=1, b=3)
+
+
+def test_a_resumable_stage_goes_on_from_what_it_left(tmp_path: Path) -> None:
+    def stop_half_way(folder: Path, advance: Advance) -> None:
+        (folder / "first").write_text("kept")
+        raise OSError("killed")
+
+    def finish(folder: Path, advance: Advance) -> None:
+        assert (folder / "first").read_text() == "kept"
+        write_result(folder, advance)
+
+    store = Store.open(tmp_path, "run")
+    with pytest.raises(OSError, match="killed"):
+        store.stage(QUIET, "ranges", "k", "", stop_half_way, resumable=True)
+    assert not store.has("ranges", "k")
+    again = Store.open(tmp_path, "run")
+    entry = again.stage(QUIET, "ranges", "k", "", finish, resumable=True)
+    assert (entry / "result").read_text() == "done"
+    assert again.has("ranges", "k")
+
+
+def test_a_fresh_run_drops_what_was_left_unfinished(tmp_path: Path) -> None:
+    def stop_half_way(folder: Path, advance: Advance) -> None:
+        (folder / "first").write_text("old")
+        raise OSError("killed")
+
+    def finish(folder: Path, advance: Advance) -> None:
+        assert not list(folder.iterdir())
+        write_result(folder, advance)
+
+    with pytest.raises(OSError, match="killed"):
+        Store.open(tmp_path, "run").stage(QUIET, "ranges", "k", "", stop_half_way, resumable=True)
+    fresh = Store.open(tmp_path, "run", fresh=True)
+    fresh.stage(QUIET, "ranges", "k", "", finish, resumable=True)

@@ -1,0 +1,123 @@
+"""Collected statistics: numpy on the same model's outputs is the witness."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from sdcompress.activations import Activation, Statistics, collect, watch_list
+from sdcompress.errors import CalibrationError
+from sdcompress.ir import IR_NAME
+
+
+class Inputs:
+    """Three UNet inputs; counts how often one is handed out."""
+
+    def __init__(self, items: int = 3) -> None:
+        self.items = items
+        self.read = 0
+
+    def __len__(self) -> int:
+        return self.items
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        random = np.random.default_rng(1)
+        for step in (901, 501, 1)[: self.items]:
+            self.read += 1
+            yield {
+                "sample": random.standard_normal((1, 4, 16, 16), dtype=np.float32),
+                "timestep": np.array(step),
+                "encoder_hidden_states": random.standard_normal((1, 77, 128), dtype=np.float32),
+            }
+
+
+@pytest.fixture(scope="module")
+def xml(baseline: Path) -> Path:
+    return baseline / "unet" / IR_NAME
+
+
+@pytest.fixture(scope="module")
+def statistics(xml: Path, tmp_path_factory: pytest.TempPathFactory) -> Statistics:
+    folder = tmp_path_factory.mktemp("statistics")
+    collect(xml, None, Inputs(), folder, "f32")
+    return Statistics(folder)
+
+
+def test_figures_are_those_of_the_activations_themselves(xml: Path, statistics: Statistics) -> None:
+    model = ov.Core().read_model(xml)
+    watched = [one for one in watch_list(model) if "down_blocks.1" in one.node]
+    assert len(watched) > 30
+    operations = {op.get_friendly_name(): op for op in model.get_ops()}
+    model.add_outputs([operations[one.node].output(one.port) for one in watched])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for item, feed in enumerate(Inputs()):
+        results = compiled(feed)
+        for number, one in enumerate(watched, start=1):  # the first output is the network's own
+            values = np.moveaxis(results[number], one.axis, 0)
+            values = values.reshape(len(values), -1)
+            found, axis = statistics.read(one.node, one.port, item, one.axis)
+            assert axis == one.axis
+            expected = np.stack([values.min(1), values.max(1), values.mean(1)])
+            np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(values).max())
+
+
+def test_a_killed_run_goes_on_with_the_next_item(xml: Path, tmp_path: Path) -> None:
+    activations = watch_list(ov.Core().read_model(xml))[:5]
+
+    def stop(done: int, _total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(xml, activations, Inputs(), tmp_path, "f32", stop)
+    kept = sorted(tmp_path.glob("*.npy"))
+    assert len(kept) == 2
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in kept]
+    steps: list[int] = []
+    collect(xml, activations, Inputs(), tmp_path, "f32", lambda done, _: steps.append(done))
+    assert steps == [2, 3]
+    assert before == [(file.stat().st_mtime_ns, file.read_bytes()) for file in kept]
+    whole = tmp_path / "whole"
+    collect(xml, activations, Inputs(), whole, "f32")
+    for item in range(3):
+        name = f"{item:05d}.npy"
+        np.testing.assert_array_equal(np.load(tmp_path / name), np.load(whole / name))
+
+
+def test_bf16_changes_ranges_little(xml: Path, tmp_path: Path, statistics: Statistics) -> None:
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no BF16")
+    collect(xml, None, Inputs(1), tmp_path, "bf16")
+    rounded = Statistics(tmp_path)
+    for one in watch_list(ov.Core().read_model(xml)):
+        (low, high, _), _ = statistics.read(one.node, one.port, 0, one.axis)
+        (low16, high16, _), _ = rounded.read(one.node, one.port, 0, one.axis)
+        span = high.max() - low.min()
+        assert abs(high16.max() - high.max()) < 0.05 * span
+        assert abs(low16.min() - low.min()) < 0.05 * span
+
+
+def test_overflowing_activations_are_named(xml: Path, tmp_path: Path) -> None:
+    class Infinite(Inputs):
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            for feed in super().__iter__():
+                yield feed | {"sample": np.full_like(feed["sample"], np.inf)}
+
+    with pytest.raises(CalibrationError, match="recorded input 0"):
+        collect(xml, None, Infinite(), tmp_path, "f32")
+
+
+def test_figures_of_several_folders_are_read_as_one(
+    xml: Path, tmp_path: Path, statistics: Statistics
+) -> None:
+    extra = Activation("__module.conv_in/aten::_convolution/Convolution", 0, 3)
+    assert not statistics.has(extra.node, extra.port, extra.axis)
+    usual, more = tmp_path / "usual", tmp_path / "more"
+    collect(xml, watch_list(ov.Core().read_model(xml))[:3], Inputs(), usual, "f32")
+    collect(xml, [extra], Inputs(), more, "f32")
+    both = Statistics(usual, more)
+    assert both.has(extra.node, extra.port, 3)
+    figures, _ = both.read(extra.node, extra.port, 1, 3)
+    assert figures.shape == (3, 16)
