@@ -16,12 +16,13 @@ from typing import Any
 
 import openvino as ov
 
+from sdcompress.checkpoint import load_component, require_fusable
 from sdcompress.errors import ConversionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import COMPONENTS, Convert
 from sdcompress.source import Source
-from sdcompress.widening import stored_dtype, widen
+from sdcompress.widening import widen
 
 # Task and model type under which optimum-intel registers each export configuration.
 _EXPORT_CONFIGS = {
@@ -54,6 +55,8 @@ def convert(
     says so. Shapes are dynamic in batch, height and width unless `options` fixes them.
     Raises ConversionError naming the component that could not be loaded or exported.
     """
+    with quiet_libraries():
+        require_fusable(source)
     _copy_settings(source, folder)
     with quiet_libraries():
         _write_tokenizer(source, folder)
@@ -120,10 +123,12 @@ def _export(source: Source, component: str, folder: Path, options: Convert) -> N
 
     folder.mkdir(parents=True)
     model = load_component(source, component, stored=options.weights == "stored")
+    widen(model)
     if component == "text_encoder":
         model.config.save_pretrained(folder)
     else:
         model.save_config(folder)
+    _patch(source, component, model)
     task, model_type = _EXPORT_CONFIGS[component]
     constructor = TasksManager.get_exporter_config_constructor(
         model=model, exporter="openvino", library_name="diffusers", task=task, model_type=model_type
@@ -141,6 +146,19 @@ def _export(source: Source, component: str, folder: Path, options: Convert) -> N
     )
 
 
+def _patch(source: Source, component: str, model: Any) -> None:
+    """Makes a component what optimum-intel's export configurations expect."""
+    if component == "unet":
+        # Its presence makes the export configuration keep the 77 tokens as a fixed axis.
+        model.config.model_max_length = _max_tokens(source)
+    elif component == "vae_decoder":
+        model.forward = lambda latent_sample: model.decode(z=latent_sample)
+    elif component == "vae_encoder":
+        model.forward = lambda sample: {
+            "latent_parameters": model.encode(x=sample)["latent_dist"].parameters
+        }
+
+
 def _small(config: Any, component: str) -> Any:
     """A component's configuration with a small native size, which is the size it is traced at."""
     if component == "text_encoder":
@@ -149,43 +167,8 @@ def _small(config: Any, component: str) -> Any:
 
     small = FrozenDict({**config, "sample_size": _TRACED_SIZE})
     if component == "unet":
-        # Its presence makes the export configuration keep the 77 tokens as a fixed axis.
         object.__setattr__(small, "model_max_length", config.model_max_length)
     return small
-
-
-def load_component(source: Source, component: str, *, stored: bool) -> Any:
-    """Loads one component for float32 execution, patched as optimum-intel's configurations expect.
-
-    With `stored`, weights keep the checkpoint's type and are widened in the layers that use them.
-    """
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    part = "vae" if component.startswith("vae_") else component
-    settings = {
-        "torch_dtype": stored_dtype(source, part) if stored else torch.float32,
-        "variant": source.variant,
-        "use_safetensors": True,
-        "local_files_only": True,
-    }
-    if component == "text_encoder":
-        settings["dtype"] = settings.pop("torch_dtype")
-        model = CLIPTextModel.from_pretrained(source.folder / part, **settings)
-    elif component == "unet":
-        model = UNet2DConditionModel.from_pretrained(source.folder / part, **settings)
-        model.config.model_max_length = _max_tokens(source)
-    else:
-        model = AutoencoderKL.from_pretrained(source.folder / part, **settings)
-    widen(model)
-    if component == "vae_decoder":
-        model.forward = lambda latent_sample: model.decode(z=latent_sample)
-    elif component == "vae_encoder":
-        model.forward = lambda sample: {
-            "latent_parameters": model.encode(x=sample)["latent_dist"].parameters
-        }
-    return model
 
 
 def _max_tokens(source: Source) -> int:

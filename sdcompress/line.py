@@ -38,6 +38,7 @@ _CONVERT_TOOLS = (
     "openvino",
     "openvino-tokenizers",
     "optimum-intel",
+    "peft",
     "torch",
     "transformers",
 )
@@ -69,7 +70,14 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
     if calibrates and recipe.compress.needs_calibration:
         prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
     require_device(recipe.device)
-    source = locate(recipe.model, recipe.revision, recipe.variant, progress)
+    source = locate(
+        recipe.model,
+        recipe.revision,
+        recipe.variant,
+        progress,
+        config=recipe.config,
+        loras=[(one.file, one.scale) for one in recipe.loras],
+    )
     require_scheduler(source.folder, recipe.sampling.scheduler)
     return Material(source, prompts)
 
@@ -118,6 +126,7 @@ class Line:
         return key_of(
             model=self.source.revision,
             variant=self.source.variant,
+            loras=[(one.sha256, one.scale) for one in self.source.loras],
             options=self.recipe.convert.model_dump(),
             tools={name: version(name) for name in _CONVERT_TOOLS},
         )
@@ -135,8 +144,7 @@ class Line:
 
     def _run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
         """Calls ``function(*arguments, on_progress)``, for a large model in its own process."""
-        weights = (self.source.folder / name for name in self.source.files)
-        if sum(file.stat().st_size for file in weights) < _SMALL_BYTES:
+        if self.source.weight_bytes < _SMALL_BYTES:
             return function(*arguments, on_progress)
         return run_isolated(function, *arguments, on_progress=on_progress)
 
@@ -151,7 +159,7 @@ class Line:
             tools={name: version(name) for name in ("openvino", "datasets")},
         )
 
-    def model_record(self) -> dict[str, str | None]:
+    def model_record(self) -> dict[str, Any]:
         """The model's identity for report and manifest."""
         source = self.source
         return {
@@ -159,6 +167,10 @@ class Line:
             "revision": source.revision,
             "variant": source.variant,
             "notice": source.notice,
+            "loras": [
+                {"file": one.file.name, "sha256": one.sha256, "scale": one.scale}
+                for one in source.loras
+            ],
         }
 
     def calibrated(self) -> Path:

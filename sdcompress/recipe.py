@@ -45,6 +45,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lora(Section):
+    """A LoRA file whose product is added to UNet and text encoder before conversion."""
+
+    file: Annotated[str, Field(min_length=1)]
+    scale: Annotated[float, Field(ge=-10.0, le=10.0)] = 1.0
+
+
 class Convert(Section):
     """FP IR. An axis left at null stays dynamic; a number fixes it, which compiles tighter.
 
@@ -244,6 +251,8 @@ class Recipe(Section):
     model: Annotated[str, Field(min_length=1)] = DEMO
     revision: str | None = None
     variant: str | None = None
+    config: str | None = None
+    loras: list[Lora] = []
     device: str = "CPU"
     convert: Convert = Convert()
     sampling: Sampling = Sampling()

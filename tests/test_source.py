@@ -118,15 +118,19 @@ def test_a_variant_is_found_by_its_name(model: Path) -> None:
     )
 
 
-def test_a_single_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("model.safetensors", "not a readable safetensors"), ("model.ckpt", "has to be .safetensors")],
+)
+def test_unusable_single_files_say_why(tmp_path: Path, name: str, words: str) -> None:
+    file = tmp_path / name
     file.write_bytes(b"")
-    with pytest.raises(SourceError, match="from_single_file"):
+    with pytest.raises(SourceError, match=words):
         locate(str(file))
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(SourceError, match="neither 'demo', an existing folder, nor a hub id"):
+    with pytest.raises(SourceError, match="neither 'demo', an existing folder or file, nor"):
         locate("no such thing")
 
 

@@ -1,0 +1,154 @@
+"""Loads one component's weights: from a diffusers folder or a single file, LoRA files fused.
+
+Weights stay mapped from the checkpoint until something changes them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcompress.errors import ConversionError
+from sdcompress.source import Lora, Source
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_component(source: Source, component: str, *, stored: bool) -> Any:
+    """Returns a torch model: float32, or with `stored` in the checkpoint's own type.
+
+    `component` is text_encoder, unet, vae_decoder or vae_encoder. Raises ConversionError for
+    weights that are not floating point.
+    """
+    import torch
+
+    part = "vae" if component.startswith("vae_") else component
+    dtype = stored_dtype(source, part) if stored else torch.float32
+    if source.checkpoint:
+        model = _from_single_file(source, source.checkpoint, part, dtype)
+    else:
+        model = _from_folder(source, part, dtype)
+    for lora in source.loras:
+        if part != "vae":
+            _fuse(model, part, lora)
+    return model
+
+
+def stored_dtype(source: Source, part: str) -> "torch.dtype":
+    """Returns the type that a part's floating-point weights have in the checkpoint.
+
+    Where they differ it is float32, which holds them all. Raises ConversionError for weights that
+    are not floating point.
+    """
+    import torch
+
+    known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    found = {kind for kind in _stored_types(source, part) if not kind.startswith(("I", "BOOL"))}
+    strange = found - known.keys()
+    if strange or not found:
+        raise ConversionError(
+            f"{source.checkpoint or source.folder / part}: weights of type "
+            f"{', '.join(sorted(strange)) or 'none'} cannot be converted; save the model as "
+            "float16, bfloat16 or float32"
+        )
+    return known[found.pop()] if len(found) == 1 else torch.float32
+
+
+# Where a single file in the original layout keeps each part.
+_ORIGINAL_PREFIXES = {
+    "text_encoder": "cond_stage_model.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+
+
+def _stored_types(source: Source, part: str) -> Iterator[str]:
+    from safetensors import safe_open
+
+    if source.checkpoint:
+        files, prefix = [source.checkpoint], _ORIGINAL_PREFIXES[part]
+    else:
+        names = [name for name in source.files if name.startswith(f"{part}/")]
+        files = [source.folder / name for name in names if name.endswith(".safetensors")]
+        prefix = ""
+    for file in files:
+        with safe_open(file, framework="numpy") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a dict
+            yield from {tensors.get_slice(name).get_dtype() for name in names}
+
+
+def _from_folder(source: Source, part: str, dtype: "torch.dtype") -> Any:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    shared = {"variant": source.variant, "use_safetensors": True, "local_files_only": True}
+    folder = source.folder / part
+    if part == "text_encoder":
+        return CLIPTextModel.from_pretrained(folder, dtype=dtype, **shared)
+    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    return kind.from_pretrained(folder, torch_dtype=dtype, **shared)
+
+
+def _from_single_file(source: Source, file: Path, part: str, dtype: "torch.dtype") -> Any:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import (
+        create_diffusers_clip_model_from_ldm,
+        load_single_file_checkpoint,
+    )
+    from transformers import CLIPTextModel
+
+    config = str(source.folder)
+    shared = {"subfolder": part, "torch_dtype": dtype, "local_files_only": True}
+    if part == "text_encoder":
+        weights = load_single_file_checkpoint(str(file))
+        return create_diffusers_clip_model_from_ldm(
+            CLIPTextModel, checkpoint=weights, config=config, **shared
+        )
+    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    return kind.from_single_file(str(file), config=config, **shared)
+
+
+def require_fusable(source: Source) -> None:
+    """Raises ConversionError for a LoRA file that names nothing in UNet or text encoder."""
+    for lora in source.loras:
+        weights, _, _ = _read_lora(lora)
+        if not any(name.startswith(("unet.", "text_encoder.")) for name in weights):
+            raise ConversionError(
+                f"{lora.file}: names no layer of UNet or text encoder, for example "
+                f"'{next(iter(weights), 'nothing')}'; it belongs to another kind of model"
+            )
+
+
+def _read_lora(lora: Lora, unet_config: Any = None) -> tuple[dict[str, Any], Any, Any]:
+    """Returns weights named as diffusers does (kohya's names are translated), alphas, metadata."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+
+    read: tuple[dict[str, Any], Any, Any] = Loader.lora_state_dict(
+        str(lora.file.parent),
+        weight_name=lora.file.name,
+        use_safetensors=True,
+        local_files_only=True,
+        return_lora_metadata=True,
+        unet_config=unet_config,
+    )
+    return read
+
+
+def _fuse(model: Any, part: str, lora: Lora) -> None:
+    """Adds a LoRA's product, scaled, to the weights it names, in place (arXiv:2106.09685)."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+    from diffusers.loaders.lora_base import fuse_text_encoder_lora
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    weights, alphas, metadata = _read_lora(lora, model.config if part == "unet" else None)
+    if not any(name.startswith(f"{part}.") for name in weights):
+        return
+    names = {"adapter_name": "fused", "metadata": metadata}
+    if part == "unet":
+        Loader.load_lora_into_unet(weights, alphas, model, **names)
+        model.fuse_lora(lora.scale, adapter_names=["fused"])
+        model.unload_lora()
+    else:
+        Loader.load_lora_into_text_encoder(weights, alphas, model, prefix=part, **names)
+        fuse_text_encoder_lora(model, lora.scale, adapter_names=["fused"])
+        recurse_remove_peft_layers(model)
