@@ -58,7 +58,7 @@ _RULES = {
     "clip_score_drop": _Rule("max", lambda e, _: -e.quality.clip_score.difference.low),
     "psnr_min_db": _Rule("min", lambda e, _: e.quality.psnr_db.mean),
     "ssim_min": _Rule("min", lambda e, _: e.quality.ssim.mean),
-    "unet_sqnr_min_db": _Rule("min", lambda e, _: min(e.quality.unet_sqnr_db.values())),
+    "unet_sqnr_min_db": _Rule("min", lambda e, _: min(e.quality.unet_sqnr.candidate_db.values())),
     "unet_bytes_ratio": _Rule(
         "max", lambda _, c: c["unet"].candidate_bytes / c["unet"].baseline_bytes
     ),

@@ -167,10 +167,7 @@ class Line:
             "revision": source.revision,
             "variant": source.variant,
             "notice": source.notice,
-            "loras": [
-                {"file": one.file.name, "sha256": one.sha256, "scale": one.scale}
-                for one in source.loras
-            ],
+            "loras": source.lora_records(),
         }
 
     def calibrated(self) -> Path:

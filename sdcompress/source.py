@@ -59,6 +59,12 @@ class Source:
     checkpoint: Path | None = None
     loras: tuple[Lora, ...] = ()
 
+    def lora_records(self) -> list[dict[str, object]]:
+        """The fused LoRA files as plain JSON types."""
+        return [
+            {"file": one.file.name, "sha256": one.sha256, "scale": one.scale} for one in self.loras
+        ]
+
     @property
     def weight_bytes(self) -> int:
         """The size of all weight files."""

@@ -19,7 +19,7 @@ from sdcompress.evaluate import (
     summarize,
 )
 from sdcompress.evaluate.pictures import Pictures, draw_pictures
-from sdcompress.evaluate.records import Evaluation, Performance, Scores
+from sdcompress.evaluate.records import Evaluation, Performance, Scores, UnetSqnr
 from sdcompress.line import Judging, Line
 from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance
@@ -131,14 +131,14 @@ class Trial:
             lambda advance: score_pairs(self.contest, baseline, candidate, advance),
         )
 
-    def _sqnr(self) -> dict[int, float]:
+    def _sqnr(self) -> UnetSqnr:
         count = min(self.line.recipe.evaluate.sqnr_prompts, len(self.contest.prompts))
         return self.line.store.record(
             self.line.progress,
             "sqnr",
             self._key(side=None, sqnr_prompts=count),
             f"UNet output error over {count} prompts",
-            dict[int, float],
+            UnetSqnr,
             lambda advance: measure_sqnr(self.contest, count, advance),
         )
 

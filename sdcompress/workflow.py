@@ -241,6 +241,8 @@ def _require_same_model(
             f"{material.source.id} is now at {material.source.revision}: a baseline of "
             "another model proves nothing"
         )
+    if material.source.lora_records() != model["loras"]:
+        raise BundleError(f"{bundle} was made with other LoRA files than are there now")
 
 
 def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, target: Path) -> Run:

@@ -13,7 +13,7 @@ from sdcompress.evaluate.clip_score import ClipScorer, clip_scores, locate_score
 from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
 from sdcompress.evaluate.records import Footprint
-from sdcompress.evaluate.sqnr import unet_sqnr
+from sdcompress.evaluate.sqnr import record_calls, unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.prompts import Prompt
 from sdcompress.runtime import Pipeline, Settings
@@ -122,8 +122,8 @@ def test_sqnr_of_the_int8_unet_lies_between_noise_and_equality(
     other = Pipeline.load(bundle, execution_precision="f32")
     settings = Settings(steps=4, guidance_scale=5.0, scheduler="dpmsolver++")
     prompts = [Prompt("a green star")]
-    damaged = unet_sqnr(one, other, prompts, 0, settings)
-    equal = unet_sqnr(one, one, prompts, 0, settings)
+    calls = record_calls(one, prompts, 0, settings)
+    damaged, equal = unet_sqnr(other, calls), unet_sqnr(one, calls)
     assert list(damaged) == sorted(damaged, reverse=True)
     assert len(damaged) == 4
     assert all(5 < db < 60 for db in damaged.values())

@@ -15,6 +15,7 @@ from sdcompress.evaluate.records import (
     Performance,
     Quality,
     Sample,
+    UnetSqnr,
 )
 from sdcompress.gate import judge
 from sdcompress.recipe import Budgets
@@ -25,7 +26,7 @@ EVALUATION = Evaluation(
         ClipScore(30.0, 29.6, Interval(-0.4, -0.7, -0.1), 2, "scorer"),
         PairFidelity(30.0, 25.0),
         PairFidelity(0.9, 0.8),
-        {900: 25.0, 100: 18.0},
+        UnetSqnr({900: 25.0, 100: 18.0}, {900: 50.0, 100: 40.0}),
     ),
     performance=Performance(
         Footprint(2.0, 0.4, 10.0, 1000, 800, 1000), Footprint(1.0, 0.2, 8.0, 500, 400, 300)

@@ -1,6 +1,6 @@
 """Judges a candidate against the baseline: pictures, CLIP score, fidelity, SQNR and footprint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from sdcompress.evaluate.records import (
     Quality,
     Sample,
     Scores,
+    UnetSqnr,
 )
-from sdcompress.evaluate.sqnr import unet_sqnr
+from sdcompress.evaluate.sqnr import record_calls, unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.progress import Advance
 from sdcompress.prompts import Prompt
@@ -49,16 +50,35 @@ class Contest:
         )
 
 
-def measure_sqnr(contest: Contest, prompts: int, on_prompt: Advance) -> dict[int, float]:
-    """Returns the UNet output's SQNR in dB by timestep, over the first `prompts` prompts."""
-    return unet_sqnr(
+def measure_sqnr(contest: Contest, prompts: int, on_part: Advance) -> UnetSqnr:
+    """Measures the UNet output's SQNR in dB by timestep, over the first `prompts` prompts.
+
+    The floor is that of the baseline itself in the candidate's execution precision.
+    """
+    chosen, parts = contest.prompts[:prompts], prompts + 2
+    calls = record_calls(
         contest.open(candidate=False),
-        contest.open(candidate=True),
-        contest.prompts[:prompts],
+        chosen,
         contest.seed,
         contest.settings,
-        on_prompt,
+        lambda done, _: on_part(done, parts),
     )
+    candidate = contest.open(candidate=True)
+    measured = unet_sqnr(candidate, calls)
+    precision = candidate.execution_precisions()["unet"]
+    del candidate
+    on_part(prompts + 1, parts)
+    floor = {}
+    if precision != BASELINE_PRECISION:
+        rounded = Pipeline.load(
+            contest.baseline,
+            device=contest.device,
+            execution_precision=precision,
+            verify="never",
+        )
+        floor = unet_sqnr(rounded, calls)
+    on_part(parts, parts)
+    return UnetSqnr(measured, floor)
 
 
 def measure_performance(contest: Contest, images: int, on_process: Advance) -> Performance:
@@ -114,7 +134,7 @@ def score_pairs(
     return Scores(clip, samples)
 
 
-def summarize(clip: ClipScore, samples: Sequence[Sample], sqnr: Mapping[int, float]) -> Quality:
+def summarize(clip: ClipScore, samples: Sequence[Sample], sqnr: UnetSqnr) -> Quality:
     """Puts the pairwise figures together."""
     psnr = [sample.psnr_db for sample in samples]
     similarity = [sample.ssim for sample in samples]
@@ -122,5 +142,5 @@ def summarize(clip: ClipScore, samples: Sequence[Sample], sqnr: Mapping[int, flo
         clip_score=clip,
         psnr_db=PairFidelity(float(np.mean(psnr)), min(psnr)),
         ssim=PairFidelity(float(np.mean(similarity)), min(similarity)),
-        unet_sqnr_db=dict(sqnr),
+        unet_sqnr=sqnr,
     )

@@ -34,11 +34,23 @@ class PairFidelity:
 
 
 @dataclass(frozen=True)
+class UnetSqnr:
+    """SQNR of the UNet's output in dB by timestep, mean over prompts and guidance branches.
+
+    `floor` is what the execution precision alone costs: the baseline's weights, executed as the
+    candidate is. It is empty where that is float32.
+    """
+
+    candidate_db: Mapping[int, float]
+    floor_db: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class Quality:
     clip_score: ClipScore
     psnr_db: PairFidelity
     ssim: PairFidelity
-    unet_sqnr_db: Mapping[int, float]  # timestep -> mean over prompts and branches, dB
+    unet_sqnr: UnetSqnr
 
 
 @dataclass(frozen=True)

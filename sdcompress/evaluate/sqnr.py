@@ -1,12 +1,13 @@
 """Signal-to-quantization-noise ratio of the UNet's output, timestep by timestep.
 
-Both UNets get the inputs of the baseline's own trajectory, so the figure shows the error of one
-call and not the drift of a whole trajectory: 10 log10(|y|^2 / |y - y'|^2), in dB, over both
-guidance branches.
+All UNets get the inputs of the baseline's own trajectory, so the figure shows the error of one call
+and not the drift of a whole trajectory: 10 log10(|y|^2 / |y - y'|^2), in dB, over both guidance
+branches. One model is open at a time.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,33 @@ from sdcompress.prompts import Prompt
 from sdcompress.runtime import Job, Pipeline, Settings
 
 Array = np.ndarray[Any, Any]
+OnPrompt = Callable[[int, int], None] | None
 
 
-def unet_sqnr(
+@dataclass(frozen=True)
+class UnetCall:
+    """One UNet call of a trajectory, both guidance branches, with the baseline's answer."""
+
+    sample: Array  # float32 [2, 4, h/8, w/8]
+    timestep: float
+    encoder_hidden_states: Array  # float32 [2, 77, d]
+    noise: Array  # float32, as sample
+
+
+def record_calls(
     baseline: Pipeline,
-    candidate: Pipeline,
     prompts: Sequence[Prompt],
     seed: int,
     settings: Settings,
-    on_prompt: Callable[[int, int], None] | None = None,
-) -> dict[int, float]:
-    """Returns the mean SQNR in dB at each timestep of the schedule, first timestep first."""
-    values: dict[int, list[float]] = defaultdict(list)
+    on_prompt: OnPrompt = None,
+) -> list[UnetCall]:
+    """Denoises the prompts with the baseline and returns all of its UNet calls, in order."""
+    calls: list[UnetCall] = []
 
-    def compared(sample: Array, timestep: float, encoder_hidden_states: Array) -> Array:
-        expected = baseline.unet(sample, timestep, encoder_hidden_states)
-        actual = candidate.unet(sample, timestep, encoder_hidden_states)
-        values[round(timestep)].append(sqnr_db(expected, actual))
-        return expected
+    def recorded(sample: Array, timestep: float, encoder_hidden_states: Array) -> Array:
+        noise = baseline.unet(sample, timestep, encoder_hidden_states)
+        calls.append(UnetCall(sample.copy(), timestep, encoder_hidden_states.copy(), noise.copy()))
+        return noise
 
     for index, prompt in enumerate(prompts):
         negative = prompt.negative or ""
@@ -43,8 +53,17 @@ def unet_sqnr(
             conditional[None],
             unconditional[None],
             settings,
-            unet=compared,
+            unet=recorded,
         )
         if on_prompt:
             on_prompt(index + 1, len(prompts))
+    return calls
+
+
+def unet_sqnr(candidate: Pipeline, calls: Sequence[UnetCall]) -> dict[int, float]:
+    """Returns the mean SQNR in dB at each timestep of the schedule, first timestep first."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for call in calls:
+        actual = candidate.unet(call.sample, call.timestep, call.encoder_hidden_states)
+        values[round(call.timestep)].append(sqnr_db(call.noise, actual))
     return {timestep: float(np.mean(dbs)) for timestep, dbs in values.items()}

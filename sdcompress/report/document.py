@@ -61,8 +61,13 @@ def _quality(evaluation: Evaluation) -> dict[str, Any]:
         },
         "psnr_db": asdict(quality.psnr_db),
         "ssim": asdict(quality.ssim),
-        "unet_sqnr_db": {str(timestep): db for timestep, db in quality.unet_sqnr_db.items()},
+        "unet_sqnr_db": _by_timestep(quality.unet_sqnr.candidate_db),
+        "unet_sqnr_floor_db": _by_timestep(quality.unet_sqnr.floor_db),
     }
+
+
+def _by_timestep(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(timestep): db for timestep, db in values.items()}
 
 
 def _samples(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]]:

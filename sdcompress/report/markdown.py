@@ -80,9 +80,10 @@ def _component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def _sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    yield "timestep", "SQNR"
+    floor = report["quality"]["unet_sqnr_floor_db"]
+    yield "timestep", "SQNR", "floor"
     for timestep, db in report["quality"]["unet_sqnr_db"].items():
-        yield timestep, f"{db:.1f} dB"
+        yield timestep, f"{db:.1f} dB", f"{floor[timestep]:.1f} dB" if floor else "-"
 
 
 def _environment_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
