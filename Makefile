@@ -9,7 +9,7 @@ BASE := $(VENV)-base
 BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime_manifest \
 	runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
-.PHONY: help quantize test test-base lint bench bench-overhead clean
+.PHONY: help quantize test test-base lint bench bench-overhead bench-compress clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       ruff and mypy, as CI runs them"
 	@echo "make bench      the measurements behind the figures in README and docs"
 	@echo "make bench-overhead  import, first picture and time beside the network, against the peers"
+	@echo "make bench-compress  full-size SD 2.1: time and memory of conversion and compression, against the peers"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -51,6 +52,9 @@ bench: $(INSTALLED)
 bench-overhead: $(INSTALLED)
 	test -d build/unet_int8 || $(BIN)/sdcompress quantize recipes/unet_int8.yaml
 	$(BIN)/python benchmarks/overhead.py build/unet_int8
+
+bench-compress: $(INSTALLED)
+	$(BIN)/python benchmarks/compression.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

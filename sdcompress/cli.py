@@ -116,12 +116,16 @@ def main(*, verbose: bool) -> None:
 
 @main.command()
 @_recipe_arguments
-def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
+@click.option("--ignore-preflight", is_flag=True,
+              help="Start although memory or disk seem not to suffice.")  # fmt: skip
+def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool, ignore_preflight: bool) -> None:
     """Convert, calibrate, compress, evaluate, report and bundle, as RECIPE says.
 
     RECIPE is a YAML file or the name of a shipped one (see `sdcompress recipes`). Finished stages
-    are kept in .sdcompress beside the output folder and reused while their inputs are the same.
-    Exit code 3 means that the quality gate refused the result; the report says why.
+    are kept in .sdcompress beside the output folder and reused while their inputs are the same; a
+    killed run goes on inside the stage where it was. What the run of a large model will take is
+    estimated first, and exit code 2 refuses one that does not fit. Exit code 3 means that the
+    quality gate refused the result; the report says why.
 
     \b
     Examples:
@@ -132,7 +136,14 @@ def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
     from sdcompress.progress import TerminalProgress
     from sdcompress.workflow import quantize as run_quantize
 
-    _summarize(run_quantize(recipe, output, fresh=fresh, progress=TerminalProgress()))
+    run = run_quantize(
+        recipe,
+        output,
+        fresh=fresh,
+        ignore_preflight=ignore_preflight,
+        progress=TerminalProgress(),
+    )
+    _summarize(run)
 
 
 @main.command()
@@ -157,11 +168,21 @@ def calibrate(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
 @click.option("--width", type=int, help="Fix the picture width in pixels.")
 @click.option("--height", type=int, help="Fix the picture height in pixels.")
 @click.option("--batch", type=int, help="Fix the UNet batch: 2 with guidance, 1 without.")
+@click.option(
+    "--weights",
+    type=click.Choice(["stored", "fp32"]),
+    default="stored",
+    show_default=True,
+    help="Keep the checkpoint's type, or write 32-bit weights.",
+)
+@click.option("--config", help="Settings for a single-file MODEL: a diffusers folder or hub id.")
+@click.option("--lora", "loras", type=(str, float), multiple=True, metavar="FILE SCALE",
+              help="Fuse a LoRA file, scaled; may be repeated.")  # fmt: skip
 def convert(model: str, output: Path, **options: Any) -> None:
-    """Convert MODEL to FP32 OpenVINO IR in the new folder OUTPUT.
+    """Convert MODEL to OpenVINO IR in the new folder OUTPUT; no weight is rounded.
 
-    MODEL is `demo`, a diffusers folder or a hub id. openvino-genai and optimum-intel load the
-    result as well.
+    MODEL is `demo`, a diffusers folder, a .safetensors file in the original layout or a hub id.
+    openvino-genai and optimum-intel load the result as well.
     """
     from sdcompress.progress import TerminalProgress
     from sdcompress.workflow import convert as run_convert
@@ -176,7 +197,7 @@ def convert(model: str, output: Path, **options: Any) -> None:
               help="Change one value of the bundle's recipe; may be repeated.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure everything anew, reuse nothing.")
 def evaluate(bundle: Path, output: Path | None, overrides: tuple[str, ...], *, fresh: bool) -> None:
-    """Measure BUNDLE against its FP32 baseline and judge it by its recipe's budgets.
+    """Measure BUNDLE against its uncompressed baseline and judge it by its recipe's budgets.
 
     Figures of an earlier evaluation are reused while nothing they depend on has changed.
     """
@@ -279,17 +300,29 @@ def bench(bundle: Path, device: str, precision: str | None, **options: Any) -> N
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|IR")
 @click.option("--layers", is_flag=True, help="List every layer, not only the counts.")
+@click.option("--executed", is_flag=True, help="Compile, and show what the device makes of it.")
+@click.option("--device", default="CPU", show_default=True, help="Device for --executed.")
 @click.option("--peer-scheduler", metavar="NAME", help="Write a scheduler that peers have, such as "
               "ddim or euler, into the bundle's scheduler files.")  # fmt: skip
-def inspect(folder: Path, *, layers: bool, peer_scheduler: str | None) -> None:
+def inspect(
+    folder: Path, *, layers: bool, executed: bool, device: str, peer_scheduler: str | None
+) -> None:
     """Show layers by precision and sizes, of a bundle or of one IR, and which peers can run it.
 
+    With --executed, show instead which kernels a device runs, and in which precision it keeps the
+    weights: some that are compressed in the file are unpacked when a device compiles the model.
     With --peer-scheduler the bundle's scheduler files and manifest change; this runtime goes on to
     draw with the scheduler that the bundle was evaluated with.
     """
     from sdcompress.inspection import describe
     from sdcompress.interchange import describe_peers, write_peer_scheduler
 
+    if executed:
+        from sdcompress.executed import describe_executed
+
+        for line in describe_executed(folder, device, every_layer=layers):
+            click.echo(line)
+        return
     if peer_scheduler:
         click.echo(write_peer_scheduler(folder, peer_scheduler))
     for line in (*describe(folder, every_layer=layers), *describe_peers(folder)):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nncf
+import numpy as np
 import openvino as ov
 from nncf.quantization.advanced_parameters import (
     AdvancedCompressionParameters,
@@ -23,6 +24,7 @@ from nncf.quantization.advanced_parameters import (
     GroupSizeFallbackMode,
     OverflowFix,
 )
+from openvino import opset13 as opset
 
 from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
@@ -87,6 +89,7 @@ def compress(
         raise CompressionError(
             f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
         ) from error
+    _halve_weights(model)
     folder.mkdir(parents=True)
     with writing_ir(folder):
         ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
@@ -99,16 +102,38 @@ def compress(
     return CompressedIR(folder, options.method, ir_bytes(folder), count_by_precision(layers))
 
 
+def _halve_weights(model: ov.Model) -> None:
+    """Stores the weights of layers that were left alone in 16 bits.
+
+    Saving does this by itself, but not once a model has 8-bit constants.
+    """
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() not in ("Convolution", "MatMul", "Gather"):
+            continue
+        for port in range(min(operation.get_input_size(), 2)):
+            constant = operation.input_value(port).get_node()
+            if constant.get_type_name() != "Constant" or len(constant.get_output_shape(0)) < 2:
+                continue
+            if (
+                constant.get_element_type() == ov.Type.f32
+                and np.isfinite(half := constant.data.astype(np.float16)).all()
+            ):
+                widened = opset.convert(opset.constant(half), ov.Type.f32)
+                operation.input(port).replace_source_output(widened.output(0))
+
+
 def _fp16(model: ov.Model, *_: Any) -> ov.Model:
     return model  # saving halves the weights
 
 
 def _int8_weights(model: ov.Model, options: Int8Weights, *_: Any) -> ov.Model:
     modes = nncf.CompressWeightsMode
+    kinds = {operation.get_type_name() for operation in model.get_ops()}
+    kept = [] if options.convolutions else sorted(kinds & {"Convolution"})
     return nncf.compress_weights(
         model,
         mode=modes.INT8_SYM if options.symmetric else modes.INT8_ASYM,
-        ignored_scope=_scope(options.ignored),
+        ignored_scope=_scope(options.ignored, IgnoredScope(types=kept)),
     )
 
 

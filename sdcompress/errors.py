@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "InterruptedStageError",
     "OutputBusyError",
+    "PreflightError",
     "QualityGateFailed",
     "RecipeError",
     "SdcompressError",
@@ -58,6 +59,10 @@ class InterruptedStageError(SdcompressError):
 
 class OutputBusyError(SdcompressError):
     """Another run holds the output folder."""
+
+
+class PreflightError(SdcompressError):
+    """A run would need more memory or disk than there is."""
 
 
 class QualityGateFailed(SdcompressError):  # noqa: N818 - it is an outcome, not a mistake

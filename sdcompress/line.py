@@ -29,8 +29,8 @@ from sdcompress.runtime import Pipeline, Settings, require_device, require_sched
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
 
-# Starting a process takes longer than compressing a model of less than this.
-_SMALL_BYTES = 200_000_000
+# Starting a process takes longer than compressing a model of less than this, and it fits anywhere.
+SMALL_MODEL_BYTES = 200_000_000
 _HUB_SCORER = "openai/clip-vit-large-patch14"
 T = TypeVar("T")
 _CONVERT_TOOLS = (
@@ -144,7 +144,7 @@ class Line:
 
     def _run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
         """Calls ``function(*arguments, on_progress)``, for a large model in its own process."""
-        if self.source.weight_bytes < _SMALL_BYTES:
+        if self.source.weight_bytes < SMALL_MODEL_BYTES:
             return function(*arguments, on_progress)
         return run_isolated(function, *arguments, on_progress=on_progress)
 
@@ -189,6 +189,32 @@ class Line:
             self.progress, "calibrate", self.calibrated_key, detail, build, resumable=True
         )
 
+    def finished(self) -> set[str]:
+        """The names of those stages before the evaluation that need not be run."""
+        methods = {component: self.recipe.compress.method_of(component) for component in COMPONENTS}
+        quantized = [c for c, one in methods.items() if isinstance(one, ActivationQuantization)]
+        keys = {
+            "convert": [self.converted_key],
+            "calibrate": [self.calibrated_key],
+            "ranges": [self._statistics_key(component, None) for component in quantized],
+            "compress": [self.compressed_key(component) for component in COMPONENTS],
+        }
+        return {
+            name
+            for name, needed in keys.items()
+            if all(self.store.has(name, key) for key in needed)
+        }
+
+    def _statistics_key(self, component: str, activations: tuple[Activation, ...] | None) -> str:
+        return key_of(
+            upstream=self.calibrated_key,
+            component=component,
+            batch=self._batch(component),
+            precision=self.recipe.calibrate.statistics,
+            activations=activations and [asdict(one) for one in activations],
+            tools={"openvino": version("openvino")},
+        )
+
     def _statistics(
         self, component: str, recorded: Path, activations: tuple[Activation, ...] | None = None
     ) -> Path:
@@ -204,14 +230,7 @@ class Line:
             xml = self.converted / component / IR_NAME
             self._run(collect, xml, activations, inputs, folder, precision, on_progress=advance)
 
-        key = key_of(
-            upstream=self.calibrated_key,
-            component=component,
-            batch=inputs.batch,
-            precision=precision,
-            activations=activations and [asdict(one) for one in activations],
-            tools={"openvino": version("openvino")},
-        )
+        key = self._statistics_key(component, activations)
         detail = f"{component}: activations of {len(inputs)} inputs"
         return self.store.stage(self.progress, "ranges", key, detail, build, resumable=True)
 
@@ -232,8 +251,10 @@ class Line:
         return {component: self._compressed(component) for component in COMPONENTS}
 
     def _inputs(self, recorded: Path, component: str) -> ModelInputs:
-        batch = self.recipe.convert.batch if component == "unet" else None
-        return ModelInputs(recorded, component, batch or 1)
+        return ModelInputs(recorded, component, self._batch(component))
+
+    def _batch(self, component: str) -> int:
+        return (self.recipe.convert.batch if component == "unet" else None) or 1
 
     def _recorded(
         self, component: str, options: ActivationQuantization, extras: list[tuple[Activation, ...]]

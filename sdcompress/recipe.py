@@ -115,10 +115,15 @@ class Fp16(Section):
 
 
 class Int8Weights(Section):
-    """8-bit weights, floating-point activations. Needs no calibration."""
+    """8-bit weights, floating-point activations. Needs no calibration.
+
+    Devices multiply by the compressed weights of linear layers, but those of convolutions they
+    unpack when the model is compiled: `convolutions` makes files smaller, and memory larger.
+    """
 
     method: Literal["int8_weights"]
     symmetric: bool = False
+    convolutions: bool = False
     ignored: IgnoredScope = IgnoredScope()
 
 

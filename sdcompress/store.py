@@ -8,7 +8,9 @@ its inputs matches, never because a file happens to exist.
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +21,25 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from pydantic import TypeAdapter
 
+from sdcompress.memory import MemoryWatch
 from sdcompress.progress import Advance, Progress
 
 T = TypeVar("T")
 _KEY_LENGTH = 16
 _RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage that a run built: how long it took, and the most memory of the run's processes.
+
+    `peak_rss_bytes` is resident memory, mapped files included, at ten samples a second.
+    """
+
+    name: str
+    detail: str
+    seconds: float
+    peak_rss_bytes: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Store:
     scratch: Path
     fresh: bool = False
     built: set[Path] = field(default_factory=set)
+    log: list[StageRecord] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path, run: str, *, fresh: bool = False) -> "Store":
@@ -69,7 +86,7 @@ class Store:
             if self._is_finished(entry):  # by another run, while this one waited for it
                 progress.reused(name, detail)
                 return entry
-            with progress.stage(name, detail) as advance:
+            with progress.stage(name, detail) as advance, self._logged(name, detail):
                 build(temporary, advance)
             if self.fresh and entry.exists():
                 # A neighbouring run may be reading it: the name is missing for a moment only.
@@ -77,6 +94,14 @@ class Store:
             _move(temporary, entry)
         self.built.add(entry)
         return entry
+
+    @contextmanager
+    def _logged(self, name: str, detail: str) -> Iterator[None]:
+        watch, start = MemoryWatch(seconds=0.1, tree=True), time.perf_counter()
+        with watch.over(os.getpid()):
+            yield
+        seconds = time.perf_counter() - start
+        self.log.append(StageRecord(name, detail, seconds, watch.peak_rss_bytes))
 
     def has(self, name: str, key: str) -> bool:
         """Tells whether `stage` would return at once."""

@@ -8,7 +8,7 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from sdcompress.architecture import read_architecture
 from sdcompress.bundle import REPORT, assemble, publish, require_replaceable, seal
 from sdcompress.compress import CompressedIR
 from sdcompress.convert import convert as convert_model
@@ -23,8 +24,9 @@ from sdcompress.errors import BundleError, InputError, OutputBusyError, QualityG
 from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
 from sdcompress.gate import judge
 from sdcompress.ir import IR_NAME, ir_bytes
-from sdcompress.line import Line, Material, find_judging, find_material
+from sdcompress.line import SMALL_MODEL_BYTES, Line, Material, find_judging, find_material
 from sdcompress.precision import count_by_precision, layers_of
+from sdcompress.preflight import describe, estimate, measure_speed, require_room
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import COMPONENTS, Convert, Recipe, parse_recipe
 from sdcompress.report import write_report
@@ -58,19 +60,23 @@ def quantize(
     output: Path | str | None = None,
     *,
     fresh: bool = False,
+    ignore_preflight: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Converts, calibrates, compresses, evaluates, reports and, if the gate agrees, bundles.
 
     `output` defaults to build/<recipe name>; finished stages are kept in .sdcompress beside it.
-    `fresh` builds every stage anew. Raises QualityGateFailed when a budget is broken; `output`
-    then holds the report and nothing that could be taken for a bundle.
+    `fresh` builds every stage anew. Raises PreflightError when a large model's run would not fit in
+    memory or on disk, unless `ignore_preflight`, and QualityGateFailed when a budget is broken;
+    `output` then holds the report and nothing that could be taken for a bundle.
     """
     target = output_folder(recipe, output)
     shown = progress or SilentProgress()
     material = find_material(recipe, shown)
     judging = find_judging(recipe, material)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
+        if material.source.weight_bytes >= SMALL_MODEL_BYTES:
+            _preflight(line, target, refuse=not ignore_preflight)
         result = line.store.scratch / "result"
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
@@ -162,6 +168,8 @@ def convert(
     *,
     revision: str | None = None,
     variant: str | None = None,
+    config: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
     progress: Progress | None = None,
     **options: str | int | None,
 ) -> Path:
@@ -178,7 +186,7 @@ def convert(
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{target} is not empty; choose a new folder")
     shown = progress or SilentProgress()
-    source = locate(model, revision, variant, shown)
+    source = locate(model, revision, variant, shown, config=config, loras=loras)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
@@ -224,6 +232,18 @@ def production_line(
         ) from None
 
 
+def _preflight(line: Line, target: Path, *, refuse: bool) -> None:
+    """Shows what the run will take, and refuses it when that is not there."""
+    sampling = line.recipe.sampling
+    with line.progress.stage("preflight", "memory, disk and time") as advance:
+        model = read_architecture(line.source, sampling.width, sampling.height)
+        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), line.finished())
+        advance(1, 1)
+    line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))
+    if refuse:
+        require_room(expected, target)
+
+
 def _pinned(recipe: Recipe, manifest: Manifest) -> Recipe:
     """Returns the recipe at the hub commit the bundle was made from."""
     commit = str(manifest.model["revision"])
@@ -262,6 +282,7 @@ def _judge(trial: Trial, sizes: Mapping[str, ComponentSize], result: Path, targe
             components=sizes,
             evaluation=evaluation,
             budgets=budgets,
+            stages=line.store.log,
         )
         advance(1, 1)
     passed = all(budget.passed for budget in budgets)

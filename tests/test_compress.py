@@ -80,11 +80,18 @@ def test_fp16_halves_the_weights(baseline: Path, tmp_path: Path) -> None:
 
 
 def test_int8_weights_leave_activations_alone(baseline: Path, tmp_path: Path) -> None:
-    options = Int8Weights(method="int8_weights")
+    options = Int8Weights(method="int8_weights", convolutions=True)
     result = compress(baseline / "unet", options, tmp_path / "unet", None, has_vnni=True)
     assert set(result.layers_by_precision) == {"int8 weights"}
     types = {op.get_type_name() for op in ov.Core().read_model(result.folder / IR_NAME).get_ops()}
     assert "FakeQuantize" not in types
+
+
+def test_convolutions_keep_16_bits_unless_asked_for(baseline: Path, tmp_path: Path) -> None:
+    options = Int8Weights(method="int8_weights")
+    result = compress(baseline / "unet", options, tmp_path / "unet", None, has_vnni=True)
+    kinds = {(layer.type, layer.precision) for layer in layers_of(result.folder / IR_NAME)}
+    assert kinds == {("Convolution", "fp16"), ("MatMul", "int8 weights")}
 
 
 def test_int4_adapts_its_groups_to_odd_channel_counts(baseline: Path, tmp_path: Path) -> None:

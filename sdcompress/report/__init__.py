@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sdcompress.report.document import build_document
 from sdcompress.report.environment import describe_environment
 from sdcompress.report.grid import draw_grid
 from sdcompress.report.markdown import write_markdown
+from sdcompress.store import StageRecord
 
 
 def write_report(
@@ -21,10 +23,12 @@ def write_report(
     components: Mapping[str, ComponentSize],
     evaluation: Evaluation,
     budgets: Sequence[BudgetResult],
+    stages: Sequence[StageRecord],
 ) -> None:
     """Writes report.json, report.md and grid.png into `folder`, which holds the sample pictures."""
     environment = describe_environment(device, evaluation.execution_precisions)
     document = build_document(folder, recipe, model, environment, components, evaluation, budgets)
+    document["stages"] = [asdict(stage) for stage in stages]
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.md").write_text(write_markdown(document), encoding="utf-8")

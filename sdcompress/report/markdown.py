@@ -27,6 +27,7 @@ def write_markdown(report: Mapping[str, Any]) -> str:
         *_section("UNet output error by timestep", _sqnr_rows(report)),
         "## Pictures",
         "![baseline above, compressed below, the least similar pairs first](grid.png)",
+        *_section("Stages of this run", _stage_rows(report)),
         *_section("Environment", _environment_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -84,6 +85,14 @@ def _sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     yield "timestep", "SQNR", "floor"
     for timestep, db in report["quality"]["unet_sqnr_db"].items():
         yield timestep, f"{db:.1f} dB", f"{floor[timestep]:.1f} dB" if floor else "-"
+
+
+def _stage_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """The stages that were built; those taken from earlier runs have no figures."""
+    yield "stage", "what", "time", "peak resident memory"
+    for stage in report["stages"]:
+        memory = f"{stage['peak_rss_bytes'] / 1e6:.0f} MB"
+        yield stage["name"], stage["detail"], f"{stage['seconds']:.1f} s", memory
 
 
 def _environment_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -143,6 +144,10 @@ class Pipeline:
     def execution_precisions(self) -> dict[str, str]:
         """The precision in force in each component; compiles those that are not yet."""
         return {part.name: part.execution_precision for part in self._components()}
+
+    def compiled_models(self) -> dict[str, ov.CompiledModel]:
+        """Each component as the device runs it; compiles those that are not yet."""
+        return {part.name: part.compiled for part in self._components()}
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Prompts -> token ids int64 [n, 77], as the text encoder gets them."""

@@ -1,0 +1,329 @@
+"""Conversion and compression of a full-size SD 2.1, against the peers: ``make bench-compress``.
+
+Every task runs in processes of its own, ours and the peer's in turn, on the same model and the same
+calibration inputs; time and the highest resident memory of all its processes are printed as a
+Markdown table. A whole run takes about 40 minutes on two cores, and 20 GB of disk. Results are kept
+beside the models: an interrupted run goes on with the next task, `--fresh` starts again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdcompress.memory import MemoryWatch
+from sdcompress.processor import processor_brand
+
+PROMPTS = 2  # denoised to record the calibration inputs
+STEPS = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one task took. `peak_anonymous_bytes` leaves out mapped files."""
+
+    seconds: float
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Ours and the peer's way to the same thing, and the targets: ratio of times, bytes."""
+
+    name: str
+    ours: tuple[str, ...]
+    peer: tuple[str, ...] | None
+    peer_name: str
+    time_ratio: float | None
+    peak_bytes: float | None
+
+
+def tasks(model: Path, work: Path) -> list[Task]:
+    """All comparisons, in the order in which they build on each other."""
+    optimum = Path(sys.executable).with_name("optimum-cli")
+    export = (str(optimum), "export", "openvino", "--model", str(model), "--task", "text-to-image")
+    convert = (sys.executable, "-m", "sdcompress", "convert", str(model), str(work / "ir"))
+    child = (sys.executable, __file__, "--work", str(work), "--child")
+    return [
+        Task("convert the pipeline", convert, (*export, "--weight-format", "fp16",
+             str(work / "peer_ir")), "optimum-cli export", 0.7, 4e9),
+        Task("record inputs", (*child, "record"), None, "", None, None),
+        Task("int8 weights of the UNet", (*child, "int8_weights"), (*child, "peer_int8_weights"),
+             "nncf.compress_weights", None, 3e9),
+        Task("W8A8 of the UNet", (*child, "int8"), (*child, "peer_int8"),
+             "nncf.quantize", 0.5, 6e9),
+        Task("W8A8 of the UNet, ranges in BF16", (*child, "int8_bf16"), None, "", None, None),
+        Task("hybrid of the UNet", (*child, "hybrid"), (*child, "peer_hybrid"),
+             "nncf, as optimum-intel calls it", 0.5, 6e9),
+        Task("W8A8 again, another preset", (*child, "int8_again"), None, "", None, None),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="diffusers folder  [default: made for this]")
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks/sd21"))
+    parser.add_argument("--items", type=int, default=64, help="calibration inputs")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        CHILDREN[options.child](options.work)
+        return
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "items").write_text(str(options.items))
+    model = options.model.resolve() if options.model else _made_model(work)
+    print(_headline(model, options.items))
+    print("| task | ours | peer | time | peak memory | target |")
+    print("|---|---|---|---|---|---|")
+    for task in tasks(model, work):
+        ours = _measured(task.ours, work / "results" / f"{task.name}.json", options.fresh)
+        peer = None
+        if task.peer:
+            peer = _measured(task.peer, work / "results" / f"{task.name}, peer.json", options.fresh)
+        print(_row(task, ours, peer), flush=True)
+
+
+def _made_model(work: Path) -> Path:
+    model = work / "model"
+    if not (model / "model_index.json").exists():
+        shutil.rmtree(model, ignore_errors=True)
+        script = Path(__file__).with_name("make_sd21.py")
+        subprocess.run([sys.executable, str(script), str(model)], check=True)
+    return model
+
+
+def _headline(model: Path, items: int) -> str:
+    packages = ("openvino", "nncf", "optimum-intel", "torch", "diffusers")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}; {versions}; "
+        f"{items} calibration inputs; model {model.name}\n"
+    )
+
+
+def _measured(command: tuple[str, ...], record: Path, fresh: bool) -> Result:
+    if record.exists() and not fresh:
+        return Result(**json.loads(record.read_text()))
+    _clear(command)
+    log = record.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    watch = MemoryWatch(seconds=0.02, tree=True)
+    start = time.perf_counter()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CI": "true", "NNCF_CI": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        with watch.over(process.pid):
+            code = process.wait()
+    seconds = time.perf_counter() - start
+    if code != 0:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {code}; see {log}")
+    result = Result(seconds, watch.peak_rss_bytes, watch.peak_anonymous_bytes)
+    record.write_text(json.dumps(asdict(result)))
+    return result
+
+
+def _clear(command: tuple[str, ...]) -> None:
+    """Removes what an earlier run of a conversion wrote; the other tasks clear their own."""
+    target = Path(command[-1])
+    if target.is_dir() and target.name in ("ir", "peer_ir"):
+        shutil.rmtree(target)
+
+
+def _row(task: Task, ours: Result, peer: Result | None) -> str:
+    mine = f"{ours.seconds:.0f} s, {ours.peak_rss_bytes / 1e9:.2f} GB"
+    if peer is None:
+        return f"| {task.name} | {mine} | - | - | - | - |"
+    theirs = f"{task.peer_name}: {peer.seconds:.0f} s, {peer.peak_rss_bytes / 1e9:.2f} GB"
+    ratio = ours.seconds / peer.seconds
+    memory = ours.peak_rss_bytes / peer.peak_rss_bytes
+    wanted = []
+    if task.time_ratio is not None:
+        wanted.append(f"time x {task.time_ratio}: {_verdict(ratio <= task.time_ratio)}")
+    if task.peak_bytes is not None:
+        held = ours.peak_rss_bytes <= task.peak_bytes
+        wanted.append(f"{task.peak_bytes / 1e9:.0f} GB: {_verdict(held)}")
+    return (
+        f"| {task.name} | {mine} | {theirs} | x {ratio:.2f} | x {memory:.2f} | "
+        f"{', '.join(wanted)} |"
+    )
+
+
+def _verdict(held: bool) -> str:
+    return "met" if held else "missed"
+
+
+def _record(work: Path) -> None:
+    """Records the UNet inputs that all quantizations get, in the pipeline's own memory."""
+    from sdcompress.calibrate import calibrate
+    from sdcompress.prompts import load_prompts
+    from sdcompress.recipe import Calibrate
+    from sdcompress.runtime import Pipeline, Settings
+
+    items = int((work / "items").read_text())
+    options = Calibrate(prompts=PROMPTS, samples=items)
+    pipeline = Pipeline.load(work / "ir", execution_precision="f32", verify="never")
+    prompts = load_prompts("sd", PROMPTS, options.seed)
+    settings = Settings(scheduler="dpmsolver++", steps=STEPS, guidance_scale=7.5)
+    shutil.rmtree(work / "recorded", ignore_errors=True)
+    calibrate(pipeline, prompts, options, settings, work / "recorded")
+
+
+def _inputs(work: Path) -> Any:
+    from sdcompress.calibrate import ModelInputs
+
+    return ModelInputs(work / "recorded", "unet")
+
+
+def _compress(work: Path, name: str, options: Any, ranges: str, precision: str = "f32") -> None:
+    """Ours: collects the statistics unless they are there, then compresses, each in a process."""
+    from sdcompress.activations import collect
+    from sdcompress.compress import Recorded, compress
+    from sdcompress.ir import IR_NAME
+    from sdcompress.isolation import run_isolated
+
+    unet, statistics = work / "ir/unet", work / ranges
+    recorded = None
+    if ranges:
+        inputs = _inputs(work)
+        run_isolated(
+            collect, unet / IR_NAME, None, inputs, statistics, precision, on_progress=_quiet
+        )
+        recorded = Recorded(inputs, (statistics,))
+    target = work / name
+    shutil.rmtree(target, ignore_errors=True)
+    run_isolated(compress, unet, options, target, recorded, True, on_progress=_quiet)
+
+
+def _quiet(done: int, total: int) -> None:
+    del done, total
+
+
+def _int8_weights(work: Path) -> None:
+    from sdcompress.recipe import Int8Weights
+
+    _compress(work, "int8_weights", Int8Weights(method="int8_weights", convolutions=True), "")
+
+
+def _int8(work: Path) -> None:
+    from sdcompress.recipe import Int8
+
+    shutil.rmtree(work / "ranges", ignore_errors=True)
+    _compress(work, "int8", Int8(method="int8"), "ranges")
+
+
+def _int8_bf16(work: Path) -> None:
+    from sdcompress.recipe import Int8
+
+    shutil.rmtree(work / "ranges_bf16", ignore_errors=True)
+    _compress(work, "int8_bf16", Int8(method="int8"), "ranges_bf16", "bf16")
+
+
+def _int8_again(work: Path) -> None:
+    from sdcompress.recipe import Int8
+
+    _compress(work, "int8_performance", Int8(method="int8", preset="performance"), "ranges")
+
+
+def _hybrid(work: Path) -> None:
+    from sdcompress.recipe import Hybrid
+
+    shutil.rmtree(work / "ranges_hybrid", ignore_errors=True)
+    _compress(work, "hybrid", Hybrid(method="hybrid"), "ranges_hybrid")
+
+
+def _peer_model(work: Path) -> Any:
+    import openvino as ov
+
+    return ov.Core().read_model(work / "peer_ir/unet/openvino_model.xml")
+
+
+def _save(model: Any, folder: Path) -> None:
+    import openvino as ov
+
+    folder.mkdir(exist_ok=True)
+    ov.save_model(model, folder / "openvino_model.xml")
+
+
+def _peer_int8_weights(work: Path) -> None:
+    import nncf
+
+    model = nncf.compress_weights(_peer_model(work), mode=nncf.CompressWeightsMode.INT8_ASYM)
+    _save(model, work / "peer_int8_weights")
+
+
+def _peer_int8(work: Path) -> None:
+    import nncf
+
+    inputs = _inputs(work)
+    model = nncf.quantize(
+        _peer_model(work),
+        nncf.Dataset(inputs),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(inputs),
+    )
+    _save(model, work / "peer_int8")
+
+
+def _peer_hybrid(work: Path) -> None:
+    """Weights of all but convolutions first, then everything but what has been compressed."""
+    import nncf
+
+    convolutions = nncf.IgnoredScope(types=["Convolution"])
+    model = nncf.compress_weights(
+        _peer_model(work), mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=convolutions
+    )
+    names = [op.get_friendly_name() for op in model.get_ops() if _has_integer_weights(op)]
+    inputs = _inputs(work)
+    model = nncf.quantize(
+        model,
+        nncf.Dataset(inputs),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(inputs),
+        ignored_scope=nncf.IgnoredScope(names=names),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1.0)
+        ),
+    )
+    _save(model, work / "peer_hybrid")
+
+
+def _has_integer_weights(operation: Any) -> bool:
+    if operation.get_type_name() not in ("MatMul", "Gather"):
+        return False
+    for port in range(operation.get_input_size()):
+        node = operation.input_value(port).get_node()
+        while node.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape"):
+            node = node.input_value(0).get_node()
+        if node.get_type_name() == "Constant" and "8" in node.get_element_type().get_type_name():
+            return True
+    return False
+
+
+CHILDREN: dict[str, Callable[[Path], None]] = {
+    "record": _record,
+    "int8_weights": _int8_weights,
+    "int8": _int8,
+    "int8_bf16": _int8_bf16,
+    "int8_again": _int8_again,
+    "hybrid": _hybrid,
+    "peer_int8_weights": _peer_int8_weights,
+    "peer_int8": _peer_int8,
+    "peer_hybrid": _peer_hybrid,
+}
+
+if __name__ == "__main__":
+    main()

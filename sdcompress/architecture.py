@@ -1,0 +1,173 @@
+"""How large a located model is and how much it computes, from file headers and settings alone.
+
+A layer's multiply-accumulates are its weights times the positions it is applied to, and the
+positions follow from the resolution of the block that its name tells. Attention adds two products
+of queries and keys. Normalization and activations are left out: they multiply little.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcompress.source import Source
+
+_TEXT_TOKENS = 77
+_ORIGINAL = {
+    "text_encoder": "cond_stage_model.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Parameters of a part and the bytes they take in the checkpoint."""
+
+    parameters: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes, and multiply-accumulates for pictures of one size and one guidance branch.
+
+    `unet_channels` counts the channels of everything the UNet's layers read and return.
+    """
+
+    text_encoder: PartSize
+    unet: PartSize
+    vae: PartSize
+    text_encoder_macs: float
+    unet_macs: float
+    vae_decoder_macs: float
+    unet_channels: int
+
+    @property
+    def parts(self) -> tuple[PartSize, ...]:
+        return self.text_encoder, self.unet, self.vae
+
+
+def read_architecture(source: Source, width: int | None, height: int | None) -> Architecture:
+    """Reads the headers of the weight files. Size in pixels; None means the model's own."""
+    headers = {part: _headers(source, part) for part in ("text_encoder", "unet", "vae")}
+    unet = _config(source, "unet")
+    vae = _config(source, "vae")
+    scale = 2 ** (len(vae["down_block_types"]) - 1)
+    native = unet["sample_size"]
+    columns, rows = (width // scale if width else native), (height // scale if height else native)
+    shapes = {
+        part: {name: shape for name, (shape, _) in one.items()} for part, one in headers.items()
+    }
+    linear = (
+        math.prod(shape)
+        for name, shape in shapes["text_encoder"].items()
+        if len(shape) == 2 and "embedding" not in name
+    )
+    channels = sum(shape[0] + shape[1] for shape in shapes["unet"].values() if len(shape) > 1)
+    return Architecture(
+        text_encoder=_part_size(headers["text_encoder"]),
+        unet=_part_size(headers["unet"]),
+        vae=_part_size(headers["vae"]),
+        text_encoder_macs=_TEXT_TOKENS * sum(linear),
+        unet_macs=sum(_unet_macs(shapes["unet"], unet, columns * rows)),
+        vae_decoder_macs=sum(_decoder_macs(shapes["vae"], vae, columns * rows)),
+        unet_channels=channels,
+    )
+
+
+def _config(source: Source, part: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((source.folder / part / "config.json").read_text("utf-8"))
+    return config
+
+
+Header = dict[str, tuple[tuple[int, ...], int]]
+
+
+def _headers(source: Source, part: str) -> Header:
+    """Each tensor's shape and bytes, by its name in the checkpoint."""
+    if source.checkpoint:
+        files, prefix = [source.checkpoint], _ORIGINAL[part]
+    else:
+        names = (name for name in source.files if name.startswith(f"{part}/"))
+        files = [source.folder / name for name in names if name.endswith(".safetensors")]
+        prefix = ""
+    found: Header = {}
+    for file in files:
+        for name, entry in _header(file).items():
+            if name.startswith(prefix) and name != "__metadata__":
+                start, end = entry["data_offsets"]
+                found[name.removeprefix(prefix)] = (tuple(entry["shape"]), end - start)
+    return found
+
+
+def _header(file: Path) -> Mapping[str, Any]:
+    """The JSON at the beginning of a safetensors file: 8 bytes of its length, then itself."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return header
+
+
+def _part_size(header: Header) -> PartSize:
+    parameters = sum(math.prod(shape) for shape, _ in header.values())
+    return PartSize(parameters, sum(size for _, size in header.values()))
+
+
+def _unet_macs(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], positions: int
+) -> Iterator[float]:
+    """Yields each layer's multiply-accumulates; `positions` are those of the latents."""
+    blocks, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            continue
+        here = positions / 4 ** _depth(name, blocks, layers)
+        if "time_emb" in name or "emb_layers" in name:
+            yield math.prod(shape)
+        elif "attn2.to_k" in name or "attn2.to_v" in name:
+            yield math.prod(shape) * _TEXT_TOKENS
+        else:
+            yield math.prod(shape) * here
+        if name.endswith("to_q.weight"):
+            keys = _TEXT_TOKENS if "attn2" in name else here
+            yield 2 * here * keys * shape[0]
+
+
+def _depth(name: str, blocks: int, layers: int) -> int:
+    """How often the latents are halved where a layer works; a sampler works in the smaller one."""
+    if name.startswith(("mid_block", "middle_block")):
+        return blocks - 1
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)", name)
+    if match:
+        side, number, is_sampler = match[1], int(match[2]), "sampler" in match[3]
+    else:
+        match = re.match(r"(in|out)put_blocks\.(\d+)\.\d+\.(\w+)", name)
+        if match is None or (match[2] == "0" and match[1] == "in"):
+            return 0
+        side, is_sampler = match[1], match[3] in ("op", "conv")
+        number = (int(match[2]) - (side == "in")) // (layers + 1)
+    if side in ("down", "in"):
+        return number + is_sampler
+    return blocks - 1 - number - is_sampler
+
+
+def _decoder_macs(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], positions: int
+) -> Iterator[float]:
+    doublings = len(config["block_out_channels"]) - 1
+    for name, shape in shapes.items():
+        if len(shape) < 2 or not name.startswith(("decoder.", "post_quant_conv")):
+            continue
+        match = re.match(r"decoder\.up(_blocks)?\.(\d+)\.(\w+)", name)
+        if match:  # the original layout counts from the end
+            number = int(match[2]) if match[1] else doublings - int(match[2])
+            doubled = number + ("sample" in match[3])
+        else:
+            doubled = doublings if name.startswith("decoder.conv_out") else 0
+        yield math.prod(shape) * positions * 4**doubled
+        if name.endswith(("to_q.weight", "attn_1.q.weight")):
+            yield 2 * positions**2 * shape[0]

@@ -1,0 +1,95 @@
+"""Tells how a device executes a bundle: which kernel runs a layer, and what became of its weights.
+
+What a file stores in 8 bits is not always kept so. OpenVINO's CPU plugin multiplies by compressed
+weights in linear layers, but unpacks those of convolutions when it compiles the model.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from sdcompress.runtime import Pipeline
+from sdcompress.runtime.settings import bundled_settings
+
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
+_INTEGERS = ("i8", "u8", "i4", "u4")
+
+
+@dataclass(frozen=True)
+class ExecutedLayer:
+    """One multiplying layer as the device runs it. `weights` is None where both sides are computed.
+
+    Precisions are OpenVINO's names, for example u8, i8, bf16 and f32.
+    """
+
+    name: str
+    type: str
+    kernel: str
+    activations: str
+    weights: str | None
+
+
+def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[ExecutedLayer, ...]]:
+    """Compiles a pipeline as its recipe draws and returns each component's layers, in order.
+
+    Raises BundleError when the folder is no pipeline, DeviceError for an unknown device.
+    """
+    pipeline = Pipeline.load(folder, device=device, verify="never")
+    pipeline.compile(bundled_settings(folder))
+    models = pipeline.compiled_models().items()
+    return {name: tuple(_layers(compiled)) for name, compiled in models}
+
+
+def describe_executed(
+    folder: Path, device: str = "CPU", *, every_layer: bool = False
+) -> Iterator[str]:
+    """Yields lines that tell how many layers of each component run how."""
+    for name, layers in executed_layers(folder, device).items():
+        yield f"{name} on {device}"
+        counts = Counter(
+            (one.type, one.weights or "-", one.activations, one.kernel) for one in layers
+        )
+        yield f"  {'layers':>6}  {'type':<26} {'weights':<8} {'inputs':<7} kernel"
+        for (kind, weights, activations, kernel), count in counts.most_common():
+            yield f"  {count:>6}  {kind:<26} {weights:<8} {activations:<7} {kernel}"
+        if every_layer:
+            for one in layers:
+                yield f"    {one.type:<26} {one.weights or '-':<8} {one.kernel:<26} {one.name}"
+
+
+def _layers(compiled: ov.CompiledModel) -> Iterator[ExecutedLayer]:
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        kind = _info(node, "layerType")
+        if kind in _LAYERS:
+            yield ExecutedLayer(
+                node.get_friendly_name(),
+                kind,
+                _info(node, "primitiveType"),
+                _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0],
+                _weights(node, kind),
+            )
+
+
+def _weights(node: Any, kind: str) -> str | None:
+    """The precision in which the device keeps a layer's weights.
+
+    A constant of integers is kept as it is; one in floating point is packed in the precision in
+    which the layer runs.
+    """
+    if kind in ("MatMul", "ScaledDotProductAttention"):
+        return None
+    source = node.input_value(1).get_node()
+    if _info(source, "layerType") == "Const":
+        stored = str(source.get_output_element_type(0).get_type_name())
+        if stored in _INTEGERS:
+            return stored
+    return _info(node, "runtimePrecision")
+
+
+def _info(node: Any, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""

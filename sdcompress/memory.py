@@ -1,0 +1,68 @@
+"""Watches the memory of processes while they work."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_GONE = (psutil.Error, FileNotFoundError, ProcessLookupError)
+
+
+class MemoryWatch:
+    """Samples a process's memory, with `tree` that of its children as well; keeps the peaks.
+
+    Resident memory counts mapped files, which the system can reclaim; anonymous memory does not.
+    """
+
+    def __init__(self, *, seconds: float = 0.01, tree: bool = False) -> None:
+        self.peak_rss_bytes = 0
+        self.peak_anonymous_bytes = 0
+        self._seconds = seconds
+        self._tree = tree
+        self._stopped = threading.Event()
+
+    @contextmanager
+    def over(self, pid: int) -> Iterator[None]:
+        """Watches the process `pid` inside the block."""
+        thread = threading.Thread(target=self._watch, args=(psutil.Process(pid),), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join()
+
+    def _watch(self, process: psutil.Process) -> None:
+        while not self._stopped.is_set():
+            try:
+                memory = [process_memory(process)]
+                children = process.children(recursive=True) if self._tree else []
+            except _GONE:
+                return
+            for child in children:
+                try:
+                    memory.append(process_memory(child))
+                except _GONE:
+                    continue
+            self.peak_rss_bytes = max(self.peak_rss_bytes, sum(one for one, _ in memory))
+            anonymous = sum(one for _, one in memory)
+            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
+            time.sleep(self._seconds)
+
+
+def process_memory(process: psutil.Process) -> tuple[int, int]:
+    """Returns resident and anonymous bytes; on Windows peak working set and private bytes."""
+    info = process.memory_info()
+    status = Path(f"/proc/{process.pid}/status")
+    if status.parent.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return info.rss, int(line.split()[1]) * 1024
+        return info.rss, 0  # a zombie no longer lists its memory
+    if sys.platform == "win32":
+        return info.peak_wset, info.private
+    return info.rss, process.memory_full_info().uss

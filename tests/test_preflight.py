@@ -1,0 +1,133 @@
+"""Estimates before long work: what they say of a full-size model, and what they refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import quick_recipe
+
+from sdcompress import line, preflight, workflow
+from sdcompress.architecture import Architecture, PartSize
+from sdcompress.cli import main
+from sdcompress.errors import PreflightError
+from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
+from sdcompress.recipe import Recipe, load_recipe
+from sdcompress.shipped import shipped_folder
+
+# Stable Diffusion 2.1 base with 16-bit weights, 512 x 512; tests/test_architecture.py proves the
+# reading of such figures.
+SD21 = Architecture(
+    text_encoder=PartSize(340_387_840, 680_775_680),
+    unet=PartSize(865_910_724, 1_731_821_448),
+    vae=PartSize(83_653_863, 167_307_726),
+    text_encoder_macs=22.3e9,
+    unet_macs=402.1e9,
+    vae_decoder_macs=1257.3e9,
+    unet_channels=620_936,
+)
+SPEED = Speed(f32=0.25e12, native=0.5e12)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe(shipped_folder("recipes") / "sd21_base_int8.yaml")
+
+
+def stage(expected: Estimate, name: str, detail: str = "") -> StageEstimate:
+    (found,) = (one for one in expected.stages if one.name == name and detail in one.detail)
+    return found
+
+
+def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
+    expected = estimate(recipe, SD21, SPEED)
+    names = [one.name for one in expected.stages]
+    assert names == ["convert", "calibrate", "ranges", *["compress"] * 4, "draw", "sqnr", "measure"]
+    assert expected.seconds == pytest.approx(sum(one.seconds for one in expected.stages))
+    assert expected.peak_rss_bytes == max(one.peak_rss_bytes for one in expected.stages)
+    text = "\n".join(describe(expected))
+    assert "800 UNet calls" in text
+    assert "GB of disk" in text
+
+
+def test_a_faster_machine_is_expected_to_take_less_time(recipe: Recipe) -> None:
+    slow = estimate(recipe, SD21, SPEED)
+    fast = estimate(recipe, SD21, Speed(2 * SPEED.f32, 2 * SPEED.native))
+    assert stage(fast, "calibrate").seconds < 0.55 * stage(slow, "calibrate").seconds
+    assert stage(fast, "convert") == stage(slow, "convert")
+
+
+def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:
+    whole = estimate(recipe, SD21, SPEED)
+    rest = estimate(recipe, SD21, SPEED, {"convert", "calibrate", "ranges", "compress"})
+    assert {one.name for one in rest.stages} == {"draw", "sqnr", "measure"}
+    assert rest.disk_bytes < 0.4 * whole.disk_bytes
+
+
+def test_larger_weights_and_more_inputs_need_more_room(recipe: Recipe) -> None:
+    usual = estimate(recipe, SD21, SPEED)
+    wide = recipe.model_copy(
+        update={"convert": recipe.convert.model_copy(update={"weights": "fp32"})}
+    )
+    assert estimate(wide, SD21, SPEED).peak_rss_bytes > usual.peak_rss_bytes + 2e9
+    more = recipe.model_copy(
+        update={"calibrate": recipe.calibrate.model_copy(update={"samples": 256})}
+    )
+    assert estimate(more, SD21, SPEED).disk_bytes > usual.disk_bytes + 0.8e9
+
+
+def test_the_speed_of_this_machine_is_measured() -> None:
+    speed = preflight.measure_speed()
+    assert 1e9 < speed.f32 < 1e14
+    assert speed.native >= 0.8 * speed.f32
+
+
+def test_a_run_that_does_not_fit_says_what_is_missing(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = estimate(recipe, SD21, SPEED)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 4_000_000_000)
+    with pytest.raises(PreflightError, match=r"memory: .* needs about .* 4\.0 GB are free"):
+        require_room(expected, tmp_path / "not" / "there" / "yet")
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 10**12)
+    require_room(replace(expected, disk_bytes=1.0), tmp_path)
+    with pytest.raises(PreflightError, match=r"disk: .*--output"):
+        require_room(replace(expected, disk_bytes=1e18), tmp_path)
+
+
+def test_the_command_refuses_with_exit_code_2(
+    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bundle
+    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    target = build_folder / "refused"
+    result = CliRunner().invoke(main, ["quantize", "unet_int8", "--output", str(target)])
+    assert result.exit_code == 2
+    assert "--ignore-preflight" in result.output
+    assert "peak memory" in result.output
+    assert not target.exists()
+
+
+def test_a_large_model_is_compressed_in_processes_of_its_own(
+    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bundle  # its converted model is reused
+    called = []
+
+    def isolated(function: object, *arguments: object, on_progress: object) -> object:
+        called.append(function)
+        return run_isolated(function, *arguments, on_progress=on_progress)  # type: ignore[arg-type]
+
+    run_isolated = line.run_isolated
+    monkeypatch.setattr(line, "run_isolated", isolated)
+    monkeypatch.setattr(line, "SMALL_MODEL_BYTES", 0)
+    recipe = quick_recipe(
+        "unet_int8",
+        "compress.text_encoder={method: int4_weights}",
+        "evaluate.prompts=2",
+        "budgets={ssim_min: 0}",
+    )
+    run = workflow.quantize(recipe, build_folder / "isolated")
+    assert called == [line.compress]  # the rest of it had been compressed before
+    assert run.components["text_encoder"].layers_by_precision["int4 weights"] > 10
