@@ -55,6 +55,7 @@ bench-overhead: $(INSTALLED)
 
 bench-compress: $(INSTALLED)
 	$(BIN)/python benchmarks/compression.py
+	$(BIN)/python benchmarks/execution.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

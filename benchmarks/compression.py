@@ -60,12 +60,15 @@ def tasks(model: Path, work: Path) -> list[Task]:
         Task("record inputs", (*child, "record"), None, "", None, None),
         Task("int8 weights of the UNet", (*child, "int8_weights"), (*child, "peer_int8_weights"),
              "nncf.compress_weights", None, 3e9),
+        Task("int8 weights of its linear layers", (*child, "int8_linear"), None, "", None, None),
         Task("W8A8 of the UNet", (*child, "int8"), (*child, "peer_int8"),
              "nncf.quantize", 0.5, 6e9),
         Task("W8A8 of the UNet, ranges in BF16", (*child, "int8_bf16"), None, "", None, None),
         Task("hybrid of the UNet", (*child, "hybrid"), (*child, "peer_hybrid"),
              "nncf, as optimum-intel calls it", 0.5, 6e9),
         Task("W8A8 again, another preset", (*child, "int8_again"), None, "", None, None),
+        Task("(nncf.quantize itself on one input of 8 x 8 latents)", (*child, "peer_tiny"),
+             None, "", None, None),
     ]  # fmt: skip
 
 
@@ -216,6 +219,12 @@ def _int8_weights(work: Path) -> None:
     _compress(work, "int8_weights", Int8Weights(method="int8_weights", convolutions=True), "")
 
 
+def _int8_linear(work: Path) -> None:
+    from sdcompress.recipe import Int8Weights
+
+    _compress(work, "int8_linear", Int8Weights(method="int8_weights"), "")
+
+
 def _int8(work: Path) -> None:
     from sdcompress.recipe import Int8
 
@@ -277,6 +286,22 @@ def _peer_int8(work: Path) -> None:
     _save(model, work / "peer_int8")
 
 
+def _peer_tiny(work: Path) -> None:
+    """Shows that what NNCF needs are not the activations: here are next to none."""
+    import nncf
+    import numpy as np
+
+    item = next(iter(_inputs(work)))
+    item["sample"] = np.ascontiguousarray(item["sample"][:, :, :8, :8])
+    nncf.quantize(
+        _peer_model(work),
+        nncf.Dataset([item]),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=1,
+    )
+
+
 def _peer_hybrid(work: Path) -> None:
     """Weights of all but convolutions first, then everything but what has been compressed."""
     import nncf
@@ -316,6 +341,7 @@ def _has_integer_weights(operation: Any) -> bool:
 CHILDREN: dict[str, Callable[[Path], None]] = {
     "record": _record,
     "int8_weights": _int8_weights,
+    "int8_linear": _int8_linear,
     "int8": _int8,
     "int8_bf16": _int8_bf16,
     "int8_again": _int8_again,
@@ -323,6 +349,7 @@ CHILDREN: dict[str, Callable[[Path], None]] = {
     "peer_int8_weights": _peer_int8_weights,
     "peer_int8": _peer_int8,
     "peer_hybrid": _peer_hybrid,
+    "peer_tiny": _peer_tiny,
 }
 
 if __name__ == "__main__":

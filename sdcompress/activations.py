@@ -233,6 +233,10 @@ class Statistics:
                 axes = self._found.setdefault((activation.node, activation.port), {})
                 axes[activation.axis] = (number, one)
 
+    def names(self) -> tuple[tuple[str, int], ...]:
+        """Node and port of every activation that was collected."""
+        return tuple(self._found)
+
     def shape(self, node: str, port: int) -> tuple[int, ...]:
         """Returns an activation's shape for one item."""
         return next(iter(self._found[node, port].values()))[1].shape

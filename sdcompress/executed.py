@@ -41,7 +41,7 @@ def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[Execut
     pipeline = Pipeline.load(folder, device=device, verify="never")
     pipeline.compile(bundled_settings(folder))
     models = pipeline.compiled_models().items()
-    return {name: tuple(_layers(compiled)) for name, compiled in models}
+    return {name: layers_of_compiled(compiled) for name, compiled in models}
 
 
 def describe_executed(
@@ -61,17 +61,20 @@ def describe_executed(
                 yield f"    {one.type:<26} {one.weights or '-':<8} {one.kernel:<26} {one.name}"
 
 
-def _layers(compiled: ov.CompiledModel) -> Iterator[ExecutedLayer]:
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        kind = _info(node, "layerType")
-        if kind in _LAYERS:
-            yield ExecutedLayer(
-                node.get_friendly_name(),
-                kind,
-                _info(node, "primitiveType"),
-                _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0],
-                _weights(node, kind),
-            )
+def layers_of_compiled(compiled: ov.CompiledModel) -> tuple[ExecutedLayer, ...]:
+    """Lists the multiplying layers of a compiled model, in the order of execution."""
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    return tuple(
+        ExecutedLayer(
+            node.get_friendly_name(),
+            kind,
+            _info(node, "primitiveType"),
+            _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0],
+            _weights(node, kind),
+        )
+        for node in nodes
+        if (kind := _info(node, "layerType")) in _LAYERS
+    )
 
 
 def _weights(node: Any, kind: str) -> str | None:
