@@ -56,6 +56,7 @@ bench-overhead: $(INSTALLED)
 bench-compress: $(INSTALLED)
 	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python benchmarks/execution.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

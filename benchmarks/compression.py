@@ -58,6 +58,7 @@ def tasks(model: Path, work: Path) -> list[Task]:
         Task("convert the pipeline", convert, (*export, "--weight-format", "fp16",
              str(work / "peer_ir")), "optimum-cli export", 0.7, 4e9),
         Task("record inputs", (*child, "record"), None, "", None, None),
+        Task("(the same pipeline without recording)", (*child, "pipeline"), None, "", None, None),
         Task("int8 weights of the UNet", (*child, "int8_weights"), (*child, "peer_int8_weights"),
              "nncf.compress_weights", None, 3e9),
         Task("int8 weights of its linear layers", (*child, "int8_linear"), None, "", None, None),
@@ -181,6 +182,28 @@ def _record(work: Path) -> None:
     settings = Settings(scheduler="dpmsolver++", steps=STEPS, guidance_scale=7.5)
     shutil.rmtree(work / "recorded", ignore_errors=True)
     calibrate(pipeline, prompts, options, settings, work / "recorded")
+
+
+def _pipeline(work: Path) -> None:
+    """Denoises one prompt in a few steps: what recording has to be compared with."""
+    from sdcompress.prompts import load_prompts
+    from sdcompress.runtime import Job, Pipeline, Settings
+
+    pipeline = Pipeline.load(work / "ir", execution_precision="f32", verify="never")
+    (prompt,) = load_prompts("sd", 1, 0)
+    settings = Settings(scheduler="dpmsolver++", steps=3, guidance_scale=7.5)
+    negative, positive = pipeline.encode(["", prompt.text], settings)
+    start = pipeline.begin(Job(prompt.text, seed=0), settings)
+    pipeline.denoise(start, positive[None], negative[None], settings)
+
+
+def _ranges(work: Path) -> None:
+    """The collection of statistics alone, for benchmarks/memory.py."""
+    from sdcompress.activations import collect
+    from sdcompress.ir import IR_NAME
+
+    shutil.rmtree(work / "ranges_memory", ignore_errors=True)
+    collect(work / "ir/unet" / IR_NAME, None, _inputs(work), work / "ranges_memory", "f32")
 
 
 def _inputs(work: Path) -> Any:
@@ -340,6 +363,8 @@ def _has_integer_weights(operation: Any) -> bool:
 
 CHILDREN: dict[str, Callable[[Path], None]] = {
     "record": _record,
+    "pipeline": _pipeline,
+    "ranges": _ranges,
     "int8_weights": _int8_weights,
     "int8_linear": _int8_linear,
     "int8": _int8,

@@ -37,7 +37,7 @@ _KEPT = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """The FP32 IR folder and the size of each component's files."""
+    """The IR folder and the size of each component's files."""
 
     folder: Path
     bytes_by_component: dict[str, int]

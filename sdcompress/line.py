@@ -133,7 +133,7 @@ class Line:
 
     @cached_property
     def converted(self) -> Path:
-        """The FP32 IR folder: the baseline."""
+        """The uncompressed IR folder: the baseline."""
 
         def build(folder: Path, advance: Advance) -> None:
             self._run(convert, self.source, self.recipe.convert, folder, on_progress=advance)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+_SEARCH_SECONDS = 0.5  # looking for children reads about every process there is
 _GONE = (psutil.Error, FileNotFoundError, ProcessLookupError)
 
 
@@ -37,10 +38,14 @@ class MemoryWatch:
             thread.join()
 
     def _watch(self, process: psutil.Process) -> None:
+        children: list[psutil.Process] = []
+        searched = -_SEARCH_SECONDS
         while not self._stopped.is_set():
             try:
                 memory = [process_memory(process)]
-                children = process.children(recursive=True) if self._tree else []
+                if self._tree and time.monotonic() - searched > _SEARCH_SECONDS:
+                    children = process.children(recursive=True)
+                    searched = time.monotonic()
             except _GONE:
                 return
             for child in children:

@@ -104,7 +104,7 @@ def evaluate(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Measures a bundle against the FP32 baseline of the model it was made from.
+    """Measures a bundle against the float32 baseline of the model it was made from.
 
     The report goes to `output`, by default <bundle>-evaluation. `overrides` are
     ``key.path=value`` changes to the bundle's recipe; what made the bundle cannot be changed.

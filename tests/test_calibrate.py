@@ -53,6 +53,30 @@ def recorded(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_killed_recording_goes_on_with_the_next_prompt(
+    recorded: Path, baseline: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.load(baseline, execution_precision="f32")
+    options = Calibrate(prompt_set="demo", prompts=2, samples=12, seed=3)
+
+    def stop(done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path, stop)
+    (first,) = (tmp_path / "recorded").glob("*.npz")
+    with np.load(first) as arrays:
+        kept = dict(arrays)
+    np.savez(first, **(kept | {"latents": np.full_like(kept["latents"], 7)}))  # a mark
+    calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path)
+    assert not (tmp_path / "recorded").exists()
+    latents = [one["latent_sample"] for one in ModelInputs(tmp_path, "vae_decoder")]
+    assert (latents[0] == 7).all()  # the first prompt was read back, not drawn again
+    whole = list(ModelInputs(recorded, "unet"))
+    for mine, other in zip(ModelInputs(tmp_path, "unet"), whole, strict=True):
+        np.testing.assert_allclose(mine["sample"], other["sample"], atol=1e-5)
+
+
 def test_both_branches_are_recorded_with_their_own_text(recorded: Path, baseline: Path) -> None:
     from datasets import Dataset
 

@@ -72,7 +72,7 @@ def performance_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def _component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    yield "component", "method", "FP32", "compressed", "ratio", "layers by precision"
+    yield "component", "method", "baseline", "compressed", "ratio", "layers by precision"
     for name, part in report["components"].items():
         before, after = part["baseline_bytes"], part["compressed_bytes"]
         layers = ", ".join(f"{n} x {kind}" for kind, n in part["layers_by_precision"].items())

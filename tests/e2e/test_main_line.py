@@ -160,11 +160,20 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_result(
     command = [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"]
     command += [word for setting in QUICK for word in ("--set", setting)]
     command += ["--output", str(output)]
-    for stage in ("convert", "calibrate", "compress", "draw", "score", "sqnr", "measure"):
+    stages = ("convert", "calibrate", "ranges", "compress", "draw", "score", "sqnr", "measure")
+    kept = {}
+    for stage in stages:
         _kill_in(stage, command, store)
         assert not output.exists()
         assert not list(store.glob(f"{stage}-*")) or stage in ("compress", "draw")
+        for file in store.glob(f"unfinished/{stage}-*/**/*.np[yz]"):
+            kept[file] = file.stat().st_mtime_ns
     subprocess.run(command, check=True, capture_output=True, env=os.environ)
+    collected = [file for file in kept if file.suffix == ".npy"]
+    assert len(collected) >= 3
+    for file in collected:  # went on inside the stage: what was there is there still
+        (finished,) = store.glob(f"ranges-*/{file.name}")
+        assert finished.stat().st_mtime_ns == kept[file]
     assert verify(output) == []
     for file in ("unet/openvino_model.bin", "text_encoder/openvino_model.bin"):
         assert (output / file).read_bytes() == (bundle / file).read_bytes()
@@ -175,12 +184,19 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_result(
     assert not any((store / "scratch").iterdir())
 
 
+# How far a stage that resumes inside itself has to be to be worth a kill.
+_BEGUN = {
+    "calibrate": "unfinished/calibrate-*/recorded/00001.npz",
+    "ranges": "unfinished/ranges-*/00002.npy",
+}
+
+
 def _kill_in(stage: str, command: list[str], store: Path) -> None:
     """Starts the run and kills it, without warning, as soon as it works on `stage`."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     try:
-        while not list(store.glob(f"scratch/*/{stage}-*")):
+        while not list(store.glob(_BEGUN.get(stage, f"scratch/*/{stage}-*"))):
             assert process.poll() is None, f"the run ended before it reached {stage}"
             assert time.monotonic() < deadline
             time.sleep(0.005)
