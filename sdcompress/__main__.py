@@ -2,4 +2,5 @@
 
 from sdcompress.cli import main
 
-main(prog_name="sdcompress")
+if __name__ == "__main__":
+    main(prog_name="sdcompress")

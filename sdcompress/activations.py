@@ -6,7 +6,6 @@ figures are written to disk as soon as they are there: a killed run goes on with
 another preset or ignored scope needs no new pass.
 """
 
-import gc
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
-from sdcompress.errors import CalibrationError
+from sdcompress.errors import CalibrationError, CompressionError
+from sdcompress.mapping import releasing
 from sdcompress.precision import weight_constant
 
 Array = np.ndarray[Any, Any]
@@ -142,27 +142,31 @@ def collect(
         on_item(len(inputs) - len(missing), len(inputs))
     if not missing:  # killed between its last item and its end
         return
+    with releasing(xml.with_suffix(".bin")):
+        request, index = _compiled(xml, activations, inputs, execution_precision)
+        rows = [asdict(one) for one in index]
+        text = json.dumps({"items": len(inputs), "activations": rows})
+        (folder / _INDEX).write_text(text, "utf-8")
+        for item, values in enumerate(inputs):
+            if item < missing[0]:
+                continue
+            request.infer(values, share_inputs=True)
+            figures = request.get_tensor(_OUTPUT).data
+            _require_finite(figures, index, item)
+            _write_item(folder, item, figures)
+            if on_item:
+                on_item(item + 1, len(inputs))
+
+
+def _compiled(
+    xml: Path, activations: Sequence[Activation] | None, inputs: ModelInputs, precision: str
+) -> tuple[ov.InferRequest, tuple[_Collected, ...]]:
+    """Compiles the model with its statistics for inputs of the recorded shapes."""
     model = ov.Core().read_model(xml)
     model.reshape({name: values.shape for name, values in next(iter(inputs)).items()})
     model, index = _watched(model, activations or watch_list(model))
-    rows = [asdict(one) for one in index]
-    (folder / _INDEX).write_text(json.dumps({"items": len(inputs), "activations": rows}), "utf-8")
-    request = (
-        ov.Core()
-        .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": execution_precision})
-        .create_infer_request()
-    )
-    del model
-    gc.collect()
-    for item, values in enumerate(inputs):
-        if item < missing[0]:
-            continue
-        request.infer(values, share_inputs=True)
-        figures = request.get_tensor(_OUTPUT).data
-        _require_finite(figures, index, item)
-        _write_item(folder, item, figures)
-        if on_item:
-            on_item(item + 1, len(inputs))
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    return compiled.create_infer_request(), index
 
 
 def _watched(
@@ -187,6 +191,12 @@ def _watched(
                 parts += [reduce(output, others, False) for reduce in _REDUCTIONS]
                 index.append(_Collected(activation, offset, shape))
                 offset += len(_REDUCTIONS) * shape[activation.axis]
+    unknown = set(activations) - {one.activation for one in index}
+    if unknown:
+        raise CalibrationError(
+            f"{len(unknown)} activations to collect are not in the model, for example "
+            f"{min(unknown).node}"
+        )
     joined = opset.concat(parts, 0).output(0)
     joined.get_tensor().set_names({_OUTPUT})
     outputs = [opset.result(joined), *model.get_results()]
@@ -213,6 +223,17 @@ def _require_finite(figures: Array, index: Iterable[_Collected], item: int) -> N
                 f"activations of {one.activation.node} are not finite for recorded input {item}: "
                 "the baseline model itself overflows; check its weights"
             )
+
+
+class MissingStatisticsError(CompressionError):
+    """A configuration asks for activations that were not collected. `activations` names them."""
+
+    def __init__(self, activations: tuple[Activation, ...]) -> None:
+        super().__init__(f"{len(activations)} activations were not collected")
+        self.activations = activations
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.activations,)
 
 
 class Statistics:

@@ -45,6 +45,7 @@ class Architecture:
     unet_macs: float
     vae_decoder_macs: float
     unet_channels: int
+    pixels: int
 
     @property
     def parts(self) -> tuple[PartSize, ...]:
@@ -76,6 +77,7 @@ def read_architecture(source: Source, width: int | None, height: int | None) -> 
         unet_macs=sum(_unet_macs(shapes["unet"], unet, columns * rows)),
         vae_decoder_macs=sum(_decoder_macs(shapes["vae"], vae, columns * rows)),
         unet_channels=channels,
+        pixels=columns * rows * scale**2,
     )
 
 

@@ -40,6 +40,7 @@ class _Recorder:
 
     pipeline: Pipeline
     wanted: frozenset[int]
+    on_call: Callable[[int], None]
     branches: int = 0
     calls: int = 0
 
@@ -55,7 +56,9 @@ class _Recorder:
             self.steps.append(self.calls)
             self.timesteps.append(timestep)
         self.calls += 1
-        return self.pipeline.unet(sample, timestep, encoder_hidden_states)
+        noise = self.pipeline.unet(sample, timestep, encoder_hidden_states)
+        self.on_call(self.calls)
+        return noise
 
 
 def calibrate(
@@ -64,7 +67,7 @@ def calibrate(
     options: Calibrate,
     settings: Settings,
     folder: Path,
-    on_prompt: Callable[[int, int], None] | None = None,
+    on_call: Callable[[int, int], None] | None = None,
 ) -> CalibrationSet:
     """Denoises the prompts and writes `unet`, `text_encoder` and `vae_decoder` Arrow datasets.
 
@@ -78,30 +81,41 @@ def calibrate(
     recorded = folder / "recorded"
     recorded.mkdir(parents=True, exist_ok=True)
     files = [recorded / f"{index:05d}.npz" for index in range(len(prompts))]
+    finished = calls * sum(file.exists() for file in files)
+
+    def count(done: int) -> None:
+        if on_call:
+            on_call(finished + done, calls * len(prompts))
+
+    count(0)
     for index, (prompt, wanted, file) in enumerate(zip(prompts, plan, files, strict=True)):
         if not file.exists():
             seed = options.seed + index
-            _write_arrays(file, _record(pipeline, prompt, wanted, seed, settings))
-        if on_prompt:
-            on_prompt(index + 1, len(prompts))
+            _write_arrays(file, _record(pipeline, prompt, wanted, seed, settings, count))
+            finished += calls
     for component, rows in (
         ("unet", _unet_rows(files, prompts)),
         ("text_encoder", ({"input_ids": ids} for file in files for ids in _array(file, "ids"))),
         ("vae_decoder", ({"latent_sample": _array(file, "latents")} for file in files)),
     ):
-        shutil.rmtree(folder / component, ignore_errors=True)  # what a killed run left of it
+        for left in (folder / component, _buffer(folder / component)):
+            shutil.rmtree(left, ignore_errors=True)  # by a run that was killed here
         write_rows(rows, folder / component)
-    shutil.rmtree(recorded)
     return CalibrationSet(folder, sum(branches * len(wanted) for wanted in plan))
 
 
 def _record(
-    pipeline: Pipeline, prompt: Prompt, wanted: frozenset[int], seed: int, settings: Settings
+    pipeline: Pipeline,
+    prompt: Prompt,
+    wanted: frozenset[int],
+    seed: int,
+    settings: Settings,
+    on_call: Callable[[int], None],
 ) -> dict[str, Array]:
     """Denoises one prompt; returns the wanted UNet inputs and what the other components see."""
     negative = prompt.negative or ""
     unconditional, conditional = pipeline.encode([negative, prompt.text], settings)
-    recorder = _Recorder(pipeline, wanted)
+    recorder = _Recorder(pipeline, wanted, on_call)
     latents = pipeline.denoise(
         pipeline.begin(Job(prompt.text, negative, seed), settings),
         conditional[None],
@@ -191,7 +205,7 @@ def write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     from datasets.exceptions import DatasetGenerationError
 
     first = next(rows)
-    buffer = folder.with_suffix(".buffer")
+    buffer = _buffer(folder)
     try:
         with quiet_libraries():
             dataset = Dataset.from_generator(
@@ -208,6 +222,10 @@ def write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> None:
         raise
     del dataset  # unmaps the buffer, which Windows cannot delete while it is open
     shutil.rmtree(buffer)
+
+
+def _buffer(folder: Path) -> Path:
+    return folder.with_suffix(".buffer")
 
 
 _INPUTS = {

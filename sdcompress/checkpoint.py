@@ -4,6 +4,7 @@ Weights stay mapped from the checkpoint until something changes them.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def stored_dtype(source: Source, part: str) -> "torch.dtype":
     return known[found.pop()] if len(found) == 1 else torch.float32
 
 
+_ADAPTER = "fused"
 # Where a single file in the original layout keeps each part.
 _ORIGINAL_PREFIXES = {
     "text_encoder": "cond_stage_model.",
@@ -92,6 +94,7 @@ def _from_folder(source: Source, part: str, dtype: "torch.dtype") -> Any:
 def _from_single_file(source: Source, file: Path, part: str, dtype: "torch.dtype") -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import (
+        SingleFileComponentError,
         create_diffusers_clip_model_from_ldm,
         load_single_file_checkpoint,
     )
@@ -99,24 +102,43 @@ def _from_single_file(source: Source, file: Path, part: str, dtype: "torch.dtype
 
     config = str(source.folder)
     shared = {"subfolder": part, "torch_dtype": dtype, "local_files_only": True}
-    if part == "text_encoder":
+    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    try:
+        if part != "text_encoder":
+            return kind.from_single_file(str(file), config=config, **shared)
         weights = load_single_file_checkpoint(str(file))
         return create_diffusers_clip_model_from_ldm(
             CLIPTextModel, checkpoint=weights, config=config, **shared
         )
-    kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
-    return kind.from_single_file(str(file), config=config, **shared)
+    except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(
+            f"{file}: its {part} does not fit the settings in {source.folder}: {reason}. `config` "
+            "has to name a model of the same architecture"
+        ) from error
 
 
 def require_fusable(source: Source) -> None:
-    """Raises ConversionError for a LoRA file that names nothing in UNet or text encoder."""
+    """Raises ConversionError for a LoRA file with layers outside UNet and text encoder."""
     for lora in source.loras:
-        weights, _, _ = _read_lora(lora)
-        if not any(name.startswith(("unet.", "text_encoder.")) for name in weights):
+        with _blamed(lora):
+            weights, _, _ = _read_lora(lora)
+        foreign = [name for name in weights if not name.startswith(("unet.", "text_encoder."))]
+        if foreign or not weights:
             raise ConversionError(
-                f"{lora.file}: names no layer of UNet or text encoder, for example "
-                f"'{next(iter(weights), 'nothing')}'; it belongs to another kind of model"
+                f"{lora.file}: '{next(iter(foreign), 'nothing')}' is no layer of UNet or text "
+                "encoder; the file belongs to another kind of model"
             )
+
+
+@contextmanager
+def _blamed(lora: Lora) -> Iterator[None]:
+    """Names the file in what diffusers and peft raise for LoRA files that they cannot use."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(f"{lora.file}: cannot be fused into this model: {reason}") from error
 
 
 def _read_lora(lora: Lora, unet_config: Any = None) -> tuple[dict[str, Any], Any, Any]:
@@ -140,15 +162,35 @@ def _fuse(model: Any, part: str, lora: Lora) -> None:
     from diffusers.loaders.lora_base import fuse_text_encoder_lora
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
-    weights, alphas, metadata = _read_lora(lora, model.config if part == "unet" else None)
-    if not any(name.startswith(f"{part}.") for name in weights):
-        return
-    names = {"adapter_name": "fused", "metadata": metadata}
+    with _blamed(lora):
+        weights, alphas, metadata = _read_lora(lora, model.config if part == "unet" else None)
+        own = [name for name in weights if name.startswith(f"{part}.")]
+        if not own:
+            return
+        names = {"adapter_name": _ADAPTER, "metadata": metadata}
+        if part == "unet":
+            Loader.load_lora_into_unet(weights, alphas, model, **names)
+        else:
+            Loader.load_lora_into_text_encoder(weights, alphas, model, prefix=part, **names)
+    _require_all_used(model, own, lora)
     if part == "unet":
-        Loader.load_lora_into_unet(weights, alphas, model, **names)
-        model.fuse_lora(lora.scale, adapter_names=["fused"])
+        model.fuse_lora(lora.scale, adapter_names=[_ADAPTER])
         model.unload_lora()
     else:
-        Loader.load_lora_into_text_encoder(weights, alphas, model, prefix=part, **names)
-        fuse_text_encoder_lora(model, lora.scale, adapter_names=["fused"])
+        fuse_text_encoder_lora(model, lora.scale, adapter_names=[_ADAPTER])
         recurse_remove_peft_layers(model)
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def _require_all_used(model: Any, names: list[str], lora: Lora) -> None:
+    """Raises ConversionError when a layer of the file has no counterpart; peft only logs it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = sum(1 for name in names if "lora_A." in name or name.endswith("down.weight"))
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if len(tuned) != layers:
+        raise ConversionError(
+            f"{lora.file}: {layers} layers, of which this model has {len(tuned)}; the file "
+            "belongs to another architecture"
+        )

@@ -317,6 +317,8 @@ def inspect(
     from sdcompress.inspection import describe
     from sdcompress.interchange import describe_peers, write_peer_scheduler
 
+    if executed and peer_scheduler:
+        raise click.UsageError("--executed and --peer-scheduler exclude each other")
     if executed:
         from sdcompress.executed import describe_executed
 

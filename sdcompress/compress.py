@@ -12,25 +12,17 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nncf
 import numpy as np
 import openvino as ov
-from nncf.quantization.advanced_parameters import (
-    AdvancedCompressionParameters,
-    AdvancedQuantizationParameters,
-    AdvancedSmoothQuantParameters,
-    GroupSizeFallbackMode,
-    OverflowFix,
-)
 from openvino import opset13 as opset
 
 from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
+from sdcompress.mapping import releasing
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
-from sdcompress.quantization import quantize
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import (
     ActivationQuantization,
@@ -42,6 +34,9 @@ from sdcompress.recipe import (
     Int8Weights,
     Method,
 )
+
+if TYPE_CHECKING:
+    import nncf
 
 OnStep = Callable[[int, int], None] | None
 
@@ -79,24 +74,28 @@ def compress(
     Raises CompressionError when calibration inputs are missing or NNCF rejects the combination, and
     MissingStatisticsError when other statistics have to be collected first.
     """
-    model = ov.Core().read_model(baseline / IR_NAME)
+    import nncf
+
     if isinstance(options, ActivationQuantization) and recorded is None:
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
-    try:
-        with quiet_libraries():
-            model = _METHODS[type(options)](model, options, recorded, has_vnni, on_step)
-    except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
-        raise CompressionError(
-            f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
-        ) from error
-    _halve_weights(model)
-    folder.mkdir(parents=True)
-    with writing_ir(folder):
-        ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+    xml = baseline / IR_NAME
+    with releasing(xml.with_suffix(".bin")):
+        model = ov.Core().read_model(xml)
+        try:
+            with quiet_libraries():
+                model = _METHODS[type(options)](model, options, recorded, has_vnni, on_step)
+        except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
+            raise CompressionError(
+                f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
+            ) from error
+        _halve_weights(model)
+        folder.mkdir(parents=True)
+        with writing_ir(folder):
+            ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+        del model
+        gc.collect()
     layers = layers_of(folder / IR_NAME)
     (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
-    del model
-    gc.collect()
     if on_step:
         on_step(1, 1)
     return CompressedIR(folder, options.method, ir_bytes(folder), count_by_precision(layers))
@@ -127,6 +126,8 @@ def _fp16(model: ov.Model, *_: Any) -> ov.Model:
 
 
 def _int8_weights(model: ov.Model, options: Int8Weights, *_: Any) -> ov.Model:
+    import nncf
+
     modes = nncf.CompressWeightsMode
     kinds = {operation.get_type_name() for operation in model.get_ops()}
     kept = [] if options.convolutions else sorted(kinds & {"Convolution"})
@@ -138,6 +139,12 @@ def _int8_weights(model: ov.Model, options: Int8Weights, *_: Any) -> ov.Model:
 
 
 def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedCompressionParameters,
+        GroupSizeFallbackMode,
+    )
+
     modes = nncf.CompressWeightsMode
     adjust = AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ADJUST)
     return nncf.compress_weights(
@@ -154,6 +161,8 @@ def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
 def _hybrid(
     model: ov.Model, options: Hybrid, recorded: Recorded, has_vnni: bool, on_step: OnStep
 ) -> ov.Model:
+    import nncf
+
     convolutions = IgnoredScope(types=["Convolution"])
     model = nncf.compress_weights(
         model,
@@ -180,6 +189,10 @@ def _quantize(
     parameters: dict[str, Any],
     on_step: OnStep,
 ) -> ov.Model:
+    import nncf
+
+    from sdcompress.quantization import quantize
+
     if options.bias_correction == "accurate":
         inputs = recorded.inputs
         return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), **parameters)
@@ -189,10 +202,17 @@ def _quantize(
 def _parameters(
     options: ActivationQuantization,
     has_vnni: bool,
-    scope: nncf.IgnoredScope,
+    scope: "nncf.IgnoredScope",
     smooth_quant_alpha: float | None,
 ) -> dict[str, Any]:
     """The arguments of ``nncf.quantize``."""
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+
     alpha = -1.0 if smooth_quant_alpha is None else smooth_quant_alpha
     return {
         "preset": nncf.QuantizationPreset(options.preset),
@@ -200,18 +220,18 @@ def _parameters(
         "fast_bias_correction": options.bias_correction != "accurate",
         "ignored_scope": scope,
         "advanced_parameters": AdvancedQuantizationParameters(
-            overflow_fix=_overflow_fix(options.overflow_fix, has_vnni),
+            overflow_fix=OverflowFix[_overflow_fix(options.overflow_fix, has_vnni)],
             disable_bias_correction=options.bias_correction == "none",
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
         ),
     }
 
 
-def _overflow_fix(setting: str, has_vnni: bool) -> OverflowFix:
+def _overflow_fix(setting: str, has_vnni: bool) -> str:
     """Without VNNI, 8-bit products saturate in 16 bits; NNCF then keeps weights to 7 bits."""
     if setting == "auto":
         setting = "disable" if has_vnni else "enable"
-    return OverflowFix[setting.upper()]
+    return setting.upper()
 
 
 def _weighted_names(model: ov.Model, kinds: tuple[str, ...]) -> list[str]:
@@ -226,7 +246,9 @@ def _weighted_names(model: ov.Model, kinds: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _scope(*scopes: IgnoredScope) -> nncf.IgnoredScope:
+def _scope(*scopes: IgnoredScope) -> "nncf.IgnoredScope":
+    import nncf
+
     return nncf.IgnoredScope(
         names=[name for scope in scopes for name in scope.names],
         patterns=[pattern for scope in scopes for pattern in scope.patterns],

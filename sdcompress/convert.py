@@ -65,6 +65,8 @@ def convert(
         try:
             with quiet_libraries(), writing_ir(folder):
                 _export(source, component, folder / component, options)
+        except ConversionError:
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConversionError(
                 f"{component} of {source.id} could not be converted: {error}. Check that "
@@ -185,7 +187,7 @@ def _runtime_options(source: Source, component: str) -> dict[str, str]:
 
 def _fix_shapes(source: Source, component: str, folder: Path, options: Convert) -> None:
     """Makes the axes static that the recipe fixes; `batch` is the UNet's, both branches counted."""
-    if options == Convert() or component == "text_encoder":
+    if component == "text_encoder" or (options.batch is None and options.height is None):
         return
     model = ov.Core().read_model(folder / IR_NAME)
     vae = json.loads((source.folder / "vae/config.json").read_text("utf-8"))

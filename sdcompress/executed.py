@@ -34,7 +34,7 @@ class ExecutedLayer:
 
 
 def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[ExecutedLayer, ...]]:
-    """Compiles a pipeline as its recipe draws and returns each component's layers, in order.
+    """Compiles a pipeline as its recipe draws and returns the layers of what draws, in order.
 
     Raises BundleError when the folder is no pipeline, DeviceError for an unknown device.
     """
@@ -50,6 +50,9 @@ def describe_executed(
     """Yields lines that tell how many layers of each component run how."""
     for name, layers in executed_layers(folder, device).items():
         yield f"{name} on {device}"
+        if not layers:
+            yield f"  {device} does not tell how it runs its layers"
+            continue
         counts = Counter(
             (one.type, one.weights or "-", one.activations, one.kernel) for one in layers
         )
@@ -83,7 +86,7 @@ def _weights(node: Any, kind: str) -> str | None:
     A constant of integers is kept as it is; one in floating point is packed in the precision in
     which the layer runs.
     """
-    if kind in ("MatMul", "ScaledDotProductAttention"):
+    if kind in ("MatMul", "ScaledDotProductAttention") or node.get_input_size() < 2:
         return None
     source = node.input_value(1).get_node()
     if _info(source, "layerType") == "Const":

@@ -5,15 +5,19 @@ The child is a fresh interpreter, ``python -m sdcompress.isolation``: forking co
 unknown states, and spawning would import the user's script again.
 """
 
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import IO, Any, TypeVar, cast
+
+import psutil
 
 from sdcompress.errors import InterruptedStageError
 from sdcompress.progress import Advance
@@ -22,6 +26,10 @@ T = TypeVar("T")
 # OpenVINO and NNCF fork the process for each event they report, and without a network such a copy
 # waits for minutes and keeps the memory of the stage. These variables are how they are told not to.
 _NO_TELEMETRY = {"CI": "true", "NNCF_CI": "1"}
+_OUT_OF_MEMORY = (
+    "memory ran out. Close other programs or use a machine with more memory; what is finished is "
+    "kept, so start the same command again"
+)
 
 
 def run_isolated(function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
@@ -30,20 +38,29 @@ def run_isolated(function: Callable[..., T], *arguments: Any, on_progress: Advan
     Function, arguments and result must be picklable; the function is found by its import path.
     Raises what the function raises, and InterruptedStageError when the process dies.
     """
-    command, pipe = [sys.executable, "-m", "sdcompress.isolation"], subprocess.PIPE
+    verbose = logging.getLogger("sdcompress").isEnabledFor(logging.DEBUG)
     with (
         tempfile.TemporaryFile() as faults,
         subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=faults, env=os.environ | _NO_TELEMETRY
+            [sys.executable, "-m", "sdcompress.isolation"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if verbose else faults,
+            env=os.environ | _NO_TELEMETRY,
         ) as child,
     ):
         try:
-            outcome = _converse(child, (function, arguments), on_progress)
-            code = child.wait() if outcome is None else 0
+            _send(child.stdin, (sys.path, verbose, os.getpid()))
+            _send(child.stdin, (function, arguments))
+            outcome = _listen(child, on_progress)
         finally:
+            died_by_itself = child.poll() is not None
             child.kill()
         if outcome is None:
             faults.seek(0)
+            code = child.wait()
+            if not died_by_itself:  # it lives, but what it says cannot be understood
+                code = 0
             raise InterruptedStageError(_obituary(function.__name__, code, faults.read()))
     kind, value = outcome
     if kind == "fault":
@@ -51,60 +68,77 @@ def run_isolated(function: Callable[..., T], *arguments: Any, on_progress: Advan
     return cast(T, value)
 
 
-def _converse(
-    child: subprocess.Popen[bytes], job: tuple[Any, ...], on_progress: Advance
-) -> tuple[str, Any] | None:
-    """Sends the job and passes progress on until its outcome comes; None when the child died."""
-    to_child, from_child = cast(IO[bytes], child.stdin), cast(IO[bytes], child.stdout)
-    try:
-        _send(to_child, sys.path)  # the child has to find the function's module
-        _send(to_child, job)
-        while True:
-            kind, value = pickle.load(from_child)  # noqa: S301  # from our own child
-            if kind != "progress":
-                return kind, value
-            on_progress(*value)
-    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-        return None
+def _listen(child: "subprocess.Popen[bytes]", on_progress: Advance) -> tuple[str, Any] | None:
+    """Passes progress on until the outcome comes; None when the child died without one."""
+    stream = cast(IO[bytes], child.stdout)
+    while True:
+        try:
+            kind, value = pickle.load(stream)  # noqa: S301  # from our own child
+        except EOFError:
+            child.wait()
+            return None
+        except pickle.UnpicklingError:
+            return None
+        if kind != "progress":
+            return kind, value
+        on_progress(*value)
 
 
 def _obituary(name: str, code: int, words: bytes) -> str:
     last = words.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
     if code in (-9, 137):
-        return (
-            f"{name} was killed, most likely because memory ran out. Close other programs or use a "
-            "machine with more memory; what is finished is kept, so start the same command again"
-        )
+        return f"{name} was killed, most likely because {_OUT_OF_MEMORY}"
     return f"{name} ended with exit code {code}: {last[0]}"
 
 
-def _send(stream: IO[bytes], message: Any) -> None:
-    pickle.dump(message, stream)
-    stream.flush()
+def _send(stream: IO[bytes] | None, message: Any) -> None:
+    """Writes a message; a reader that is gone is noticed where its answer is awaited."""
+    try:
+        pickle.dump(message, cast(IO[bytes], stream))
+        cast(IO[bytes], stream).flush()
+    except OSError:
+        return
 
 
 def _main() -> None:
     # Libraries print: their words go to standard error, the pipe is for messages only.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.path[:] = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
+    sys.path[:], verbose, parent = pickle.load(sys.stdin.buffer)  # noqa: S301  # our own parent
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level)
+    logging.getLogger("sdcompress").setLevel(level)
+    threading.Thread(target=_leave_with, args=(psutil.Process(parent),), daemon=True).start()
     function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
     def advance(done: int, total: int) -> None:
         _send(messages, ("progress", (done, total)))
 
     try:
         outcome = ("result", function(*arguments, advance))
+    except MemoryError:
+        outcome = ("fault", InterruptedStageError(f"{function.__name__} ended: {_OUT_OF_MEMORY}"))
     except Exception as error:  # noqa: BLE001  # the parent decides what to do with it
-        error.add_note(f"In the process of {function.__name__}:\n{traceback.format_exc()}")
-        outcome = ("fault", error)
+        outcome = ("fault", _portable(error, function.__name__))
     _send(messages, outcome)
 
 
-def _leave_with_parent() -> None:
+def _portable(error: Exception, name: str) -> Exception:
+    """The error with its traceback as a note, or what it says if it cannot be sent."""
+    words = f"In the process of {name}:\n{traceback.format_exc()}"
+    error.add_note(words)
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # made here
+    except Exception:  # noqa: BLE001  # whatever its own code does
+        return RuntimeError(f"{type(error).__name__}: {error}\n{words}")
+    return error
+
+
+def _leave_with(parent: psutil.Process) -> None:
     """Ends this process when the parent is gone, however it went: nobody waits for the result."""
-    os.read(sys.stdin.fileno(), 1)  # nothing is sent any more, so it returns at the end only
+    original = os.getppid()
+    while parent.is_running() and os.getppid() == original:
+        time.sleep(1)
     os._exit(1)
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdcompress.activations import Activation, collect
+from sdcompress.activations import Activation, MissingStatisticsError, collect
 from sdcompress.calibrate import ModelInputs, calibrate
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
@@ -23,8 +23,7 @@ from sdcompress.isolation import run_isolated
 from sdcompress.processor import has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.quantization import MissingStatisticsError
-from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Recipe
+from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Calibrate, Recipe
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
@@ -104,6 +103,20 @@ def _scorer(recipe: Recipe) -> ClipScorer:
     return locate_scorer(recipe.evaluate.scorer or _HUB_SCORER)
 
 
+def _record(
+    baseline: Path,
+    device: str,
+    prompts: tuple[Prompt, ...],
+    options: Calibrate,
+    settings: Settings,
+    folder: Path,
+    advance: Advance,
+) -> None:
+    """Records calibration inputs with a pipeline of its own, which is gone afterwards."""
+    pipeline = Pipeline.load(baseline, device=device, execution_precision="f32", verify="never")
+    calibrate(pipeline, prompts, options, settings, folder, advance)
+
+
 @dataclass(frozen=True)
 class Line:
     """One recipe on one store."""
@@ -175,11 +188,9 @@ class Line:
         baseline = self.converted
 
         def build(folder: Path, advance: Advance) -> None:
-            pipeline = Pipeline.load(
-                baseline, device=self.recipe.device, execution_precision="f32", verify="never"
-            )
             prompts, options = self.material.calibration_prompts, self.recipe.calibrate
-            calibrate(pipeline, prompts, options, self.settings, folder, advance)
+            arguments = (baseline, self.recipe.device, prompts, options, self.settings, folder)
+            self._run(_record, *arguments, on_progress=advance)
             provenance = {"model": self.model_record(), "recipe": self.recipe.as_dict()}
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), "utf-8")
 
@@ -192,7 +203,11 @@ class Line:
     def finished(self) -> set[str]:
         """The names of those stages before the evaluation that need not be run."""
         methods = {component: self.recipe.compress.method_of(component) for component in COMPONENTS}
-        quantized = [c for c, one in methods.items() if isinstance(one, ActivationQuantization)]
+        quantized = [
+            component
+            for component, one in methods.items()
+            if isinstance(one, ActivationQuantization) and one.bias_correction != "accurate"
+        ]
         keys = {
             "convert": [self.converted_key],
             "calibrate": [self.calibrated_key],

@@ -60,7 +60,7 @@ class MemoryWatch:
 
 
 def process_memory(process: psutil.Process) -> tuple[int, int]:
-    """Returns resident and anonymous bytes; on Windows peak working set and private bytes."""
+    """Returns resident and anonymous bytes; on Windows working set and private bytes."""
     info = process.memory_info()
     status = Path(f"/proc/{process.pid}/status")
     if status.parent.exists():
@@ -69,5 +69,5 @@ def process_memory(process: psutil.Process) -> tuple[int, int]:
                 return info.rss, int(line.split()[1]) * 1024
         return info.rss, 0  # a zombie no longer lists its memory
     if sys.platform == "win32":
-        return info.peak_wset, info.private
+        return info.rss, info.private
     return info.rss, process.memory_full_info().uss

@@ -20,7 +20,15 @@ _PASS_THROUGH = {
     "Unsqueeze",
 }
 _LAYER_TYPES = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "Gather", "MatMul"}
-_SHORT = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4", "f16": "fp16", "f32": "fp32"}
+_SHORT = {
+    "i8": "int8",
+    "u8": "int8",
+    "i4": "int4",
+    "u4": "int4",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "f32": "fp32",
+}
 
 
 @dataclass(frozen=True)

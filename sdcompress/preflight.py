@@ -6,7 +6,6 @@ kind is run for. The factors below were fitted to measured runs of a full-size S
 (docs/benchmarks.md compares estimate and measurement).
 """
 
-import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -20,26 +19,28 @@ from openvino import opset13 as opset
 
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
+from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Method, Recipe
 
 # Resident bytes of a process before it has read a model.
 _RUNTIME_BYTES = 0.15e9
 _NNCF_BYTES = 0.28e9
 _TORCH_BYTES = 0.60e9
 _TRACING_BYTES = 0.46e9
-_ACTIVATION_BYTES = 0.30e9
-# float32 copies of weights that SmoothQuant holds, in bytes a parameter of the UNet.
-_SMOOTHING_BYTES = 2.3
-_WEIGHT_COMPRESSION_BYTES = 1.1
+# What a UNet's and a VAE decoder's activations take, in float32, a pixel of the picture.
+_DENOISING_BYTES_PIXEL = 1150
+_DECODING_BYTES_PIXEL = 3200
+# What compression holds beside the mapped weights, in bytes a parameter.
+_HELD_BYTES = {"smoothed": 2.3, "weights": 1.1, "accurate": 15.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
 # What a whole network reaches of the speed of one convolution, by execution precision.
 _EFFICIENCY = {"f32": 0.80, "bf16": 0.80}
 # A quantized network against one in the device's own floating-point precision, time a step.
 _QUANTIZED = {"int8": 0.62, "hybrid": 0.75}
 _CONVERT_SECONDS = 20.0  # libraries and tokenizer
-_CONVERT_SECONDS_BYTE = 10e-9
+_CONVERT_SECONDS_BYTE = 15e-9
 _LOAD_SECONDS = 12.0
 _COMPRESS_SECONDS_PARAMETER = {"int8": 55e-9, "hybrid": 55e-9, "int8_weights": 25e-9}
+_PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,21 @@ class Speed:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one kind of stage is expected to take. Seconds are those of all its runs together."""
+    """What one kind of stage is expected to take. Seconds are those of all its runs together.
+
+    `mapped_bytes` of the peak are weight files, which the system reads again instead of swapping.
+    """
 
     name: str
     detail: str
     seconds: float
     peak_rss_bytes: float
+    mapped_bytes: float = 0.0
+
+    @property
+    def needed_bytes(self) -> float:
+        """Memory without which the stage cannot work."""
+        return self.peak_rss_bytes - self.mapped_bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,11 @@ class Estimate:
 
     @property
     def peak_rss_bytes(self) -> float:
-        return max(stage.peak_rss_bytes for stage in self.stages)
+        return max((stage.peak_rss_bytes for stage in self.stages), default=0.0)
+
+    @property
+    def needed_bytes(self) -> float:
+        return max((stage.needed_bytes for stage in self.stages), default=0.0)
 
 
 def measure_speed(device: str = "CPU") -> Speed:
@@ -127,51 +141,63 @@ class _Work:
     speed: Speed
 
     def stages(self) -> Iterator[StageEstimate]:
-        recipe, model = self.recipe, self.model
-        stored = sum(part.stored_bytes for part in model.parts)
+        stored = sum(part.stored_bytes for part in self.model.parts)
+        largest = max(self._ir_bytes(component) for component in COMPONENTS)
         yield StageEstimate(
             "convert",
             "checkpoint to OpenVINO IR",
             _CONVERT_SECONDS + _CONVERT_SECONDS_BYTE * stored,
-            _TORCH_BYTES + _TRACING_BYTES + max(self._ir_bytes(part) for part in COMPONENTS),
+            _TORCH_BYTES + _TRACING_BYTES + largest,
+            largest,
         )
-        if recipe.compress.needs_calibration:
-            calls = recipe.calibrate.prompts * recipe.sampling.unet_calls
-            yield StageEstimate(
-                "calibrate",
-                f"{calls} UNet calls",
-                _LOAD_SECONDS + calls * self._step_seconds("f32"),
-                self._pipeline_bytes(4),
-            )
-            precision = recipe.calibrate.statistics
-            unet = model.unet
-            yield StageEstimate(
-                "ranges",
-                f"{recipe.calibrate.samples} inputs",
-                _LOAD_SECONDS
-                + recipe.calibrate.samples * self._step_seconds(precision) / self._branches,
-                _RUNTIME_BYTES
-                + _ACTIVATION_BYTES
-                + (4 if precision == "f32" else 2) * unet.parameters
-                + self._ir_bytes("unet"),
-            )
-        yield from self._compressions()
-        yield from self._evaluation()
-
-    def _compressions(self) -> Iterator[StageEstimate]:
+        if self.recipe.compress.needs_calibration:
+            yield self._recording()
         for component in COMPONENTS:
             options = self.recipe.compress.method_of(component)
-            parameters = self._parameters(component)
-            quantizes = isinstance(options, ActivationQuantization)
-            extra = _SMOOTHING_BYTES if quantizes else _WEIGHT_COMPRESSION_BYTES
-            held = 0.0 if isinstance(options, Fp16) else extra * parameters
-            seconds = _COMPRESS_SECONDS_PARAMETER.get(options.method, 4e-9) * parameters
-            yield StageEstimate(
-                "compress",
-                f"{component}: {options.method}",
-                5 + seconds,
-                _NNCF_BYTES + self._ir_bytes(component) + held,
-            )
+            if _collects(options):
+                yield self._collection(component)
+            yield self._compression(component)
+        yield from self._evaluation()
+
+    def _recording(self) -> StageEstimate:
+        calls = self.recipe.calibrate.prompts * self.recipe.sampling.unet_calls
+        seconds = _LOAD_SECONDS + calls * self._step_seconds("f32")
+        return StageEstimate("calibrate", f"{calls} UNet calls", seconds, *self._pipeline(4, 0))
+
+    def _collection(self, component: str) -> StageEstimate:
+        """Statistics of one component; those of UNets are what takes time."""
+        options = self.recipe.calibrate
+        precision = options.statistics
+        mapped = self._ir_bytes(component)
+        weights = (4 if precision == "f32" else 2) * self._parameters(component)
+        seconds = _LOAD_SECONDS
+        if component == "unet":
+            seconds += options.samples * self._step_seconds(precision) / self._branches
+        return StageEstimate(
+            "ranges",
+            f"{component}: {options.samples} inputs",
+            seconds,
+            _RUNTIME_BYTES + self._pixels * _DENOISING_BYTES_PIXEL + weights + mapped,
+            mapped,
+        )
+
+    def _compression(self, component: str) -> StageEstimate:
+        options = self.recipe.compress.method_of(component)
+        parameters, mapped = self._parameters(component), self._ir_bytes(component)
+        held = 0.0
+        if isinstance(options, ActivationQuantization):
+            accurate = options.bias_correction == "accurate"
+            held = _HELD_BYTES["accurate" if accurate else "smoothed"] * parameters
+        elif not isinstance(options, Fp16):
+            held = _HELD_BYTES["weights"] * parameters
+        seconds = 5 + _COMPRESS_SECONDS_PARAMETER.get(options.method, 4e-9) * parameters
+        return StageEstimate(
+            "compress",
+            f"{component}: {options.method}",
+            seconds,
+            _NNCF_BYTES + mapped + held,
+            mapped,
+        )
 
     def _evaluation(self) -> Iterator[StageEstimate]:
         evaluate, calls = self.recipe.evaluate, self.recipe.sampling.unet_calls
@@ -179,26 +205,15 @@ class _Work:
         baseline = calls * self._step_seconds("f32") + self._decode_seconds("f32")
         quick = calls * self._step_seconds("bf16") * _QUANTIZED.get(method, 1.0)
         candidate = quick + self._decode_seconds("bf16")
-        peak = self._pipeline_bytes(4)
-        pictures = evaluate.prompts
+        memory = self._pipeline(4, _DECODING_BYTES_PIXEL)
+        pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
         yield StageEstimate(
-            "draw", f"2 x {pictures} pictures", 25 + pictures * (baseline + candidate), peak
+            "draw", f"2 x {pictures} pictures", 25 + pictures * (baseline + candidate), *memory
         )
-        floor = calls * self._step_seconds("bf16")
-        prompts = evaluate.sqnr_prompts
-        yield StageEstimate(
-            "sqnr",
-            f"{prompts} prompts",
-            35 + prompts * (calls * self._step_seconds("f32") + quick + floor),
-            peak,
-        )
-        rounds = evaluate.timed_images
-        yield StageEstimate(
-            "measure",
-            f"2 x {rounds} processes",
-            rounds * (25 + 2 * (baseline + candidate)),
-            peak,
-        )
+        compared = calls * (self._step_seconds("f32") + self._step_seconds("bf16")) + quick
+        yield StageEstimate("sqnr", f"{prompts} prompts", 35 + prompts * compared, *memory)
+        seconds = rounds * (25 + 2 * (baseline + candidate))
+        yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
 
     def disk_bytes(self, finished: Collection[str]) -> float:
         """The store and the result: IR, statistics, and the compressed parts twice."""
@@ -226,42 +241,50 @@ class _Work:
         speed = self.speed.f32 if precision == "f32" else self.speed.native
         return self.model.vae_decoder_macs / (speed * _EFFICIENCY[precision])
 
+    @property
+    def _pixels(self) -> float:
+        return self.model.pixels
+
     def _parameters(self, component: str) -> float:
-        """Half of the VAE is its decoder, roughly."""
         model = self.model
-        if component.startswith("vae"):
-            return model.vae.parameters * (0.59 if component == "vae_decoder" else 0.41)
+        if component in _PARTS_OF_VAE:
+            return model.vae.parameters * _PARTS_OF_VAE[component]
         return model.unet.parameters if component == "unet" else model.text_encoder.parameters
 
     def _ir_bytes(self, component: str) -> float:
         """The size of a component's .bin."""
-        part = component.split("_", maxsplit=1)[0]
-        size = {"text": self.model.text_encoder, "unet": self.model.unet, "vae": self.model.vae}[
-            part
-        ]
-        stored = (
-            4.0 if self.recipe.convert.weights == "fp32" else size.stored_bytes / size.parameters
+        model = self.model
+        parts = {"text_encoder": model.text_encoder, "unet": model.unet}
+        part = parts.get(component, model.vae)
+        as_fp32 = self.recipe.convert.weights == "fp32"
+        return (4.0 if as_fp32 else part.stored_bytes / part.parameters) * self._parameters(
+            component
         )
-        return stored * self._parameters(component)
 
-    def _pipeline_bytes(self, bytes_per_weight: int) -> float:
-        """The runtime with all parts that draw compiled, and their files mapped."""
+    def _pipeline(self, bytes_per_weight: int, bytes_per_pixel: float) -> tuple[float, float]:
+        """Peak and mapped bytes of the runtime with all parts compiled that draw."""
         drawing = ("text_encoder", "unet", "vae_decoder")
         weights = sum(bytes_per_weight * self._parameters(one) for one in drawing)
         mapped = sum(self._ir_bytes(one) for one in drawing)
-        return _RUNTIME_BYTES + _ACTIVATION_BYTES + weights + mapped
+        working = self._pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
+        return _RUNTIME_BYTES + working + weights + mapped, mapped
+
+
+def _collects(options: Method) -> bool:
+    """Whether a method asks for statistics that are collected beforehand."""
+    return isinstance(options, ActivationQuantization) and options.bias_correction != "accurate"
 
 
 def require_room(expected: Estimate, folder: Path) -> None:
     """Raises PreflightError when memory or disk do not suffice for a run writing to `folder`."""
     faults = []
     memory = available_memory_bytes()
-    if expected.peak_rss_bytes > memory:
-        worst = max(expected.stages, key=lambda stage: stage.peak_rss_bytes)
+    if expected.needed_bytes > memory:
+        worst = max(expected.stages, key=lambda stage: stage.needed_bytes)
         faults.append(
             f"memory: {worst.name} ({worst.detail}) needs about "
-            f"{expected.peak_rss_bytes / 1e9:.1f} GB, {memory / 1e9:.1f} GB are free: close other "
-            "programs, or use a machine with more"
+            f"{expected.needed_bytes / 1e9:.1f} GB beside mapped files, {memory / 1e9:.1f} GB are "
+            "free: close other programs, or use a machine with more"
         )
     free = shutil.disk_usage(_existing(folder)).free
     if expected.disk_bytes > free:
@@ -280,13 +303,30 @@ def require_room(expected: Estimate, folder: Path) -> None:
 def available_memory_bytes() -> int:
     """Memory that can be used without swapping, within the limit of a Linux control group."""
     available = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if os.name == "posix" and limit.exists() and used.exists():
-        text = limit.read_text(encoding="ascii").strip()
-        if text != "max":
-            available = min(available, int(text) - int(used.read_text(encoding="ascii")))
-    return available
+    group = _control_group()
+    if group is None:
+        return available
+    limit = (group / "memory.max").read_text(encoding="ascii").strip()
+    if limit == "max":
+        return available
+    used = int((group / "memory.current").read_text(encoding="ascii"))
+    statistics = (group / "memory.stat").read_text(encoding="ascii").split()
+    values = dict(zip(statistics[::2], map(int, statistics[1::2]), strict=True))
+    reclaimable = values.get("inactive_file", 0) + values.get("active_file", 0)
+    return max(0, min(available, int(limit) - used + reclaimable))
+
+
+def _control_group() -> Path | None:
+    """The folder of this process's control group (version 2), where there is one with a limit."""
+    own = Path("/proc/self/cgroup")
+    if not own.exists():
+        return None
+    for line in own.read_text(encoding="ascii").splitlines():
+        if line.startswith("0::"):
+            group = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
+            if (group / "memory.max").exists():
+                return group
+    return None
 
 
 def _existing(folder: Path) -> Path:
@@ -297,11 +337,11 @@ def _existing(folder: Path) -> Path:
 
 def describe(expected: Estimate) -> Iterator[str]:
     """Yields the lines of a table for reading."""
-    yield f"{'stage':<10} {'what':<28} {'time':>9} {'peak memory':>12}"
+    yield f"{'stage':<10} {'what':<28} {'time':>9} {'peak memory':>12} {'of it mapped':>13}"
     for stage in expected.stages:
         yield (
             f"{stage.name:<10} {stage.detail:<28} {_duration(stage.seconds):>9} "
-            f"{stage.peak_rss_bytes / 1e9:>9.1f} GB"
+            f"{stage.peak_rss_bytes / 1e9:>9.1f} GB {stage.mapped_bytes / 1e9:>10.1f} GB"
         )
     yield (
         f"{'total':<10} {f'{expected.disk_bytes / 1e9:.1f} GB of disk':<28} "

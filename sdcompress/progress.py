@@ -57,7 +57,8 @@ class TerminalProgress:
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
-        with Progress(*columns, console=self._console) as bars:
+        # An item may take minutes, so all that is done counts for the speed.
+        with Progress(*columns, console=self._console, speed_estimate_period=1e6) as bars:
             task = bars.add_task(detail, stage=name, total=None)
 
             def advance(done: int, total: int) -> None:

@@ -26,22 +26,16 @@ from nncf.quantization.algorithms.post_training.pipeline import create_ptq_pipel
 from nncf.tensor import Tensor
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
-from sdcompress.activations import Activation, Statistics, channel_axis
+from sdcompress.activations import (
+    Activation,
+    MissingStatisticsError,
+    Statistics,
+    channel_axis,
+)
 from sdcompress.errors import CompressionError
 
 Array = np.ndarray[Any, Any]
 _SMOOTHED = "/nncf_smooth_quant"
-
-
-class MissingStatisticsError(CompressionError):
-    """A configuration asks for activations that were not collected. `activations` names them."""
-
-    def __init__(self, activations: tuple[Activation, ...]) -> None:
-        super().__init__(f"{len(activations)} activations were not collected")
-        self.activations = activations
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.activations,)
 
 
 def quantize(

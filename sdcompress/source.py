@@ -101,14 +101,22 @@ def locate(
 
 
 def _find(model: str, revision: str | None, variant: str | None, config: str | None) -> Source:
+    path = Path(model).expanduser()
+    if config is not None and not path.is_file():
+        raise SourceError(
+            f"`config` is for models that are a single file; {model} brings its own settings"
+        )
     if model == DEMO:
         from sdcompress.demo import MODEL_DIR
 
         return _from_folder(DEMO, MODEL_DIR, variant)
-    path = Path(model).expanduser()
     if path.is_dir():
         return _from_folder(str(path), path.resolve(), variant)
     if path.is_file():
+        if variant is not None:
+            raise SourceError(
+                f"{model} is a single file; `variant` chooses among those of a folder"
+            )
         return _from_file(str(path), path.resolve(), revision, config)
     if _HUB_ID.match(model):
         return _from_hub(model, revision, variant)
@@ -131,7 +139,10 @@ def _from_file(name: str, file: Path, revision: str | None, config: str | None) 
         )
     folder = Path(config).expanduser().resolve()
     if not folder.is_dir():
-        folder = _download(config, revision, _metadata_patterns())
+        if not _HUB_ID.match(config):
+            raise SourceError(f"config '{config}' is neither an existing folder nor a hub id")
+        target, _ = _relocated(config, revision)
+        folder = _download(target, revision, _metadata_patterns())
     files = tuple(_settings_files(folder))
     digest = _digest(folder, files)
     digest.update(sha256_of(file).encode())
@@ -172,19 +183,24 @@ def _digest(folder: Path, files: Iterable[str]) -> "hashlib._Hash":
 
 
 def _from_hub(model: str, revision: str | None, variant: str | None) -> Source:
-    from huggingface_hub import try_to_load_from_cache
-
-    target, notice = model, None
-    cached = isinstance(try_to_load_from_cache(model, "model_index.json", revision=revision), str)
-    if model in RELOCATED and not cached:
-        target = RELOCATED[model]
-        notice = f"{model} is no longer on the hub; using its copy {target}"
+    target, notice = _relocated(model, revision)
     folder = _download(target, revision, [*_metadata_patterns(), *_weight_patterns(variant)])
     try:
         files = tuple(_required_files(folder, variant))
     except SourceError as fault:
         raise SourceError(f"{fault}{_pickled_on_hub(target, folder.name)}") from None
     return Source(target, folder.name, folder, files, variant, notice)
+
+
+def _relocated(model: str, revision: str | None) -> tuple[str, str | None]:
+    """The id to ask the hub for, and what to tell of it when it is another."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = isinstance(try_to_load_from_cache(model, "model_index.json", revision=revision), str)
+    if model not in RELOCATED or cached:
+        return model, None
+    copy = RELOCATED[model]
+    return copy, f"{model} is no longer on the hub; using its copy {copy}"
 
 
 def _download(model: str, revision: str | None, patterns: list[str]) -> Path:

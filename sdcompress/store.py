@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from sdcompress.memory import MemoryWatch
@@ -82,7 +82,7 @@ class Store:
         if self._is_finished(entry):
             progress.reused(name, detail)
             return entry
-        with self._resumed(entry) if resumable else self._new(entry) as temporary:
+        with self._resumed(entry, progress) if resumable else self._new(entry) as temporary:
             if self._is_finished(entry):  # by another run, while this one waited for it
                 progress.reused(name, detail)
                 return entry
@@ -121,13 +121,13 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
-    def _resumed(self, entry: Path) -> Iterator[Path]:
+    def _resumed(self, entry: Path, progress: Progress) -> Iterator[Path]:
         """A folder that stays when the block fails. One run at a time works in it."""
         temporary = self.folder / "unfinished" / entry.name
         lock = self.folder / "locks" / f"{entry.name}.lock"
         for parent in (temporary.parent, lock.parent):
             parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with _held(lock, lambda: progress.notice(f"another run works on {entry.name}; waiting")):
             if self.fresh:
                 shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(exist_ok=True)
@@ -179,6 +179,21 @@ def write_record(file: Path, kind: type[T], record: T) -> None:
 def read_record(file: Path, kind: type[T]) -> T:
     """Reads a frozen dataclass written by `write_record`."""
     return TypeAdapter(kind).validate_json(file.read_bytes())
+
+
+@contextmanager
+def _held(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock inside the block; tells once that it has to wait for it."""
+    guard = FileLock(lock)
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def _move(temporary: Path, target: Path) -> None:

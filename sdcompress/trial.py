@@ -116,7 +116,10 @@ class Trial:
 
         detail = f"{len(contest.prompts)} {side} pictures"
         key = self._key(side=side)
-        return Pictures.load(self.line.store.stage(self.line.progress, "draw", key, detail, build))
+        drawn = self.line.store.stage(
+            self.line.progress, "draw", key, detail, build, resumable=True
+        )
+        return Pictures.load(drawn)
 
     def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
         files = (file for file in self.contest.scorer.folder.iterdir() if file.is_file())

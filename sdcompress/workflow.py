@@ -233,14 +233,17 @@ def production_line(
 
 
 def _preflight(line: Line, target: Path, *, refuse: bool) -> None:
-    """Shows what the run will take, and refuses it when that is not there."""
-    sampling = line.recipe.sampling
+    """Shows what the run will take, and refuses it when that is not there.
+
+    A run that has come as far as its evaluation is not refused: it fitted, or was told to start.
+    """
+    sampling, finished = line.recipe.sampling, line.finished()
     with line.progress.stage("preflight", "memory, disk and time") as advance:
         model = read_architecture(line.source, sampling.width, sampling.height)
-        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), line.finished())
+        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), finished)
         advance(1, 1)
     line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))
-    if refuse:
+    if refuse and "compress" not in finished:
         require_room(expected, target)
 
 
@@ -261,7 +264,7 @@ def _require_same_model(
             f"{material.source.id} is now at {material.source.revision}: a baseline of "
             "another model proves nothing"
         )
-    if material.source.lora_records() != model["loras"]:
+    if material.source.lora_records() != model.get("loras", []):
         raise BundleError(f"{bundle} was made with other LoRA files than are there now")
 
 

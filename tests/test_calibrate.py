@@ -49,7 +49,7 @@ def recorded(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done: list[int] = []
     result = calibrate(pipeline, PROMPTS, options, SETTINGS, folder, lambda d, _: done.append(d))
     assert result.samples == 12
-    assert done == [1, 2]
+    assert done == list(range(13))  # two prompts of six UNet calls
     return folder
 
 
@@ -60,7 +60,8 @@ def test_a_killed_recording_goes_on_with_the_next_prompt(
     options = Calibrate(prompt_set="demo", prompts=2, samples=12, seed=3)
 
     def stop(done: int, _total: int) -> None:
-        raise KeyboardInterrupt
+        if done == 8:  # in the middle of the second prompt
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path, stop)
@@ -68,8 +69,9 @@ def test_a_killed_recording_goes_on_with_the_next_prompt(
     with np.load(first) as arrays:
         kept = dict(arrays)
     np.savez(first, **(kept | {"latents": np.full_like(kept["latents"], 7)}))  # a mark
-    calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path)
-    assert not (tmp_path / "recorded").exists()
+    done: list[int] = []
+    calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path, lambda d, _: done.append(d))
+    assert done == list(range(6, 13))
     latents = [one["latent_sample"] for one in ModelInputs(tmp_path, "vae_decoder")]
     assert (latents[0] == 7).all()  # the first prompt was read back, not drawn again
     whole = list(ModelInputs(recorded, "unet"))

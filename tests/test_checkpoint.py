@@ -5,16 +5,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
 from original_layout import write_single_file
 from safetensors.torch import load_file, save_file
 
 from sdcompress.checkpoint import load_component, require_fusable, stored_dtype
+from sdcompress.cli import main
 from sdcompress.demo import MODEL_DIR
 from sdcompress.errors import ConversionError, SourceError
-from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.ir import IR_NAME
 from sdcompress.source import locate
 
 PARTS = ("unet", "vae_decoder", "text_encoder")
@@ -153,7 +156,7 @@ def test_a_fused_lora_in_half_precision_keeps_its_type(tmp_path: Path) -> None:
 def test_a_lora_for_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"transformer.blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 4)}, file)
-    with pytest.raises(ConversionError, match="names no layer"):
+    with pytest.raises(ConversionError, match="is no layer of UNet or text encoder"):
         require_fusable(locate("demo", loras=[(str(file), 1.0)]))
 
 
@@ -166,25 +169,100 @@ def test_unusable_lora_files_say_why(tmp_path: Path, name: str, words: str) -> N
         locate("demo", loras=[(str(tmp_path / name), 1.0)])
 
 
-def test_stored_weights_are_executed_as_float32_ones(baseline: Path, tmp_path: Path) -> None:
-    """Converted from 16-bit or from widened weights, the UNet gives the same numbers."""
-    import openvino as ov
+def test_two_loras_are_fused_one_after_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    save_file(lora_weights(), file)
+    twice = locate("demo", loras=[(str(file), 0.3), (str(file), 0.4)])
+    once = locate("demo", loras=[(str(file), 0.7)])
+    for part in ("unet", "text_encoder"):
+        found = load_component(twice, part, stored=False).state_dict()
+        for name, value in load_component(once, part, stored=False).state_dict().items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
 
-    from sdcompress.convert import convert
-    from sdcompress.recipe import Convert
 
-    stored = convert(locate("demo"), Convert(weights="stored"), tmp_path)
-    outputs = []
-    random = np.random.default_rng(0)
-    feed = {
-        "sample": random.standard_normal((2, 4, 16, 16), dtype=np.float32),
-        "timestep": np.array(500),
-        "encoder_hidden_states": random.standard_normal((2, 77, 128), dtype=np.float32),
+@pytest.mark.parametrize(
+    ("layer", "width"), [("attentions.0", 999), ("attentions.9", 128)], ids=["shape", "name"]
+)
+def test_a_lora_of_another_architecture_is_named(layer: str, width: int, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    stem = f"unet.mid_block.{layer}.transformer_blocks.0.attn2.to_k"
+    matrices = {"lora_A": torch.zeros(4, width), "lora_B": torch.zeros(144, 4)}
+    save_file({f"{stem}.{kind}.weight": value for kind, value in matrices.items()}, file)
+    with pytest.raises(ConversionError, match=r"other\.safetensors: cannot be fused"):
+        load_component(locate("demo", loras=[(str(file), 1.0)]), "unet", stored=True)
+
+
+def test_a_lora_that_fits_in_part_only_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    weights = lora_weights()
+    for kind in ("lora_A", "lora_B"):
+        weights[f"unet.down_blocks.7.attentions.0.proj_in.{kind}.weight"] = torch.zeros(4, 4)
+    save_file(weights, file)
+    with pytest.raises(ConversionError, match="3 layers, of which this model has 2"):
+        load_component(locate("demo", loras=[(str(file), 1.0)]), "unet", stored=True)
+
+
+def test_settings_of_another_model_are_named(
+    single_file: Path, settings: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(settings, tmp_path / "other")
+    config = other / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 96}))
+    source = locate(str(single_file), config=str(other))
+    with pytest.raises(ConversionError, match="`config` has to name a model"):
+        load_component(source, "unet", stored=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("demo", {"config": "somewhere"}, "`config` is for models that are a single file"),
+        ("file", {"config": "no such folder"}, "neither an existing folder nor a hub id"),
+        ("file", {"variant": "fp16"}, "`variant` chooses among those of a folder"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(
+    model: str, options: dict[str, str], words: str, single_file: Path
+) -> None:
+    with pytest.raises(SourceError, match=words):
+        locate(str(single_file) if model == "file" else model, **options)  # type: ignore[arg-type]
+
+
+def test_a_single_file_with_a_lora_is_converted_without_rounding(
+    single_file: Path, settings: Path, tmp_path: Path
+) -> None:
+    """All the way through the command; PyTorch on the fused weights is the witness."""
+    lora, folder = tmp_path / "style.safetensors", tmp_path / "ir"
+    save_file(lora_weights(), lora)
+    arguments = ["convert", str(single_file), str(folder), "--config", str(settings)]
+    done = CliRunner().invoke(main, [*arguments, "--lora", str(lora), "0.5"])
+    assert done.exit_code == 0, done.output
+    source = locate("demo", loras=[(str(lora), 0.5)])
+    random = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 16, 16, generator=random)
+    text = torch.randn(2, 77, 128, generator=random)
+    tokens = torch.randint(0, 200, (1, 77), generator=random)
+    pixels = torch.rand(1, 3, 128, 128, generator=random) * 2 - 1
+    unet, vae, encoder = (
+        load_component(source, part, stored=True).float()
+        for part in ("unet", "vae_decoder", "text_encoder")
+    )
+    with torch.no_grad():
+        expected = {
+            "unet": unet(latents, torch.tensor(500), text).sample,
+            "text_encoder": encoder(tokens).last_hidden_state,
+            "vae_decoder": vae.decode(latents[:1]).sample,
+            "vae_encoder": vae.encode(pixels).latent_dist.parameters,
+        }
+    feeds = {
+        "unet": {"sample": latents, "timestep": torch.tensor(500), "encoder_hidden_states": text},
+        "text_encoder": {"input_ids": tokens},
+        "vae_decoder": {"latent_sample": latents[:1]},
+        "vae_encoder": {"sample": pixels},
     }
-    for folder in (stored.folder, baseline):
-        xml = folder / "unet" / IR_NAME
+    for component, feed in feeds.items():
+        xml = folder / component / IR_NAME
         compiled = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        outputs.append(compiled(feed)[0])
-    np.testing.assert_array_equal(*outputs)
-    for component, size in stored.bytes_by_component.items():
-        assert size < 0.8 * ir_bytes(baseline / component)
+        found = compiled({name: value.numpy() for name, value in feed.items()})[0]
+        scale = expected[component].abs().max().item()
+        np.testing.assert_allclose(found, expected[component].numpy(), atol=2e-4 * scale)

@@ -72,7 +72,7 @@ def test_every_layer_with_weights_is_found(baseline: Path) -> None:
 
 def test_fp16_halves_the_weights(baseline: Path, tmp_path: Path) -> None:
     result = compress(
-        baseline / "unet", Fp16(method="fp16"), tmp_path / "unet", inputs=None, has_vnni=True
+        baseline / "unet", Fp16(method="fp16"), tmp_path / "unet", None, has_vnni=True
     )
     weights = ((baseline / "unet").joinpath(IR_NAME).with_suffix(".bin")).stat().st_size
     assert (result.folder / IR_NAME).with_suffix(".bin").stat().st_size < 0.51 * weights

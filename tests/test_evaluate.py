@@ -12,6 +12,7 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.clip_score import ClipScorer, clip_scores, locate_scorer
 from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
+from sdcompress.evaluate.pictures import draw_pictures
 from sdcompress.evaluate.records import Footprint
 from sdcompress.evaluate.sqnr import record_calls, unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
@@ -161,3 +162,24 @@ def test_a_failing_child_is_reported_with_its_last_words(tmp_path: Path) -> None
 def test_the_least_disturbed_turn_counts_for_time_and_the_worst_for_memory() -> None:
     quick, slow = Footprint(1.0, 0.2, 5.0, 90, 70, 40), Footprint(2.0, 0.1, 6.0, 100, 60, 40)
     assert Footprint.undisturbed([slow, quick]) == Footprint(1.0, 0.1, 5.0, 100, 70, 40)
+
+
+def test_a_killed_drawing_goes_on_with_the_next_picture(bundle: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(bundle)
+    settings = Settings(steps=2)
+    prompts = [Prompt("a green star"), Prompt("a red circle")]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    whole.mkdir()
+    first = draw_pictures(pipeline, prompts[:1], 5, settings, killed).files[0]
+    before = first.stat().st_mtime_ns
+    seen: list[tuple[int, int]] = []
+    drawn = draw_pictures(
+        pipeline, prompts, 5, settings, killed, lambda done, total: seen.append((done, total))
+    )
+    assert first.stat().st_mtime_ns == before
+    assert seen == [(1, 2), (2, 2)]
+    again = draw_pictures(pipeline, prompts, 5, settings, whole)
+    for one, other in zip(drawn.files, again.files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert sorted(killed.iterdir()) == list(drawn.files)

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sdcompress.errors import CalibrationError, InterruptedStageError
@@ -66,20 +69,64 @@ def test_a_killed_stage_says_what_most_likely_happened() -> None:
         run_isolated(fail, "killed", on_progress=lambda *_: None)
 
 
-def test_the_stage_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
-    import pickle
-    import subprocess
+class StubbornError(Exception):
+    """Cannot be unpickled: its constructor wants more than its message."""
 
-    child = subprocess.Popen(
-        [sys.executable, "-m", "sdcompress.isolation"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+
+
+def raise_stubborn(advance: Advance) -> None:
+    raise StubbornError("what it says", "and what it hides")
+
+
+def test_a_fault_that_cannot_travel_arrives_in_words() -> None:
+    with pytest.raises(RuntimeError, match="StubbornError: what it says"):
+        run_isolated(raise_stubborn, on_progress=lambda *_: None)
+
+
+def run_out(advance: Advance) -> None:
+    raise MemoryError
+
+
+def test_running_out_of_memory_is_told_in_words() -> None:
+    with pytest.raises(InterruptedStageError, match="memory ran out"):
+        run_isolated(run_out, on_progress=lambda *_: None)
+
+
+def work_for_long(advance: Advance) -> None:
+    advance(os.getpid(), 0)
+    time.sleep(120)
+
+
+def test_a_fault_while_showing_progress_ends_the_stage() -> None:
+    pids: list[int] = []
+
+    def show(pid: int, _total: int) -> None:
+        pids.append(pid)
+        raise BrokenPipeError("the terminal is gone")
+
+    started = time.monotonic()
+    with pytest.raises(BrokenPipeError):
+        run_isolated(work_for_long, on_progress=show)
+    assert time.monotonic() - started < 60
+    assert not psutil.pid_exists(pids[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
+def test_the_stage_ends_when_its_parent_is_killed() -> None:
+    """However the run goes, no orphan goes on eating memory."""
+    code = (
+        "from sdcompress.isolation import run_isolated; import test_isolation as t;"
+        "run_isolated(t.work_for_long, on_progress=lambda pid, _: print(pid, flush=True))"
     )
-    assert child.stdin
-    import time
-
-    pickle.dump(sys.path, child.stdin)
-    pickle.dump((time.sleep, (60,)), child.stdin)
-    child.stdin.close()
-    assert child.wait(timeout=30) == 1
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout
+    stage = psutil.Process(int(parent.stdout.readline()))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    stage.wait(timeout=20)

@@ -12,6 +12,7 @@ from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
 from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
+from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.shipped import shipped_folder
 
@@ -25,6 +26,7 @@ SD21 = Architecture(
     unet_macs=402.1e9,
     vae_decoder_macs=1257.3e9,
     unet_channels=620_936,
+    pixels=512 * 512,
 )
 SPEED = Speed(f32=0.25e12, native=0.5e12)
 
@@ -42,7 +44,8 @@ def stage(expected: Estimate, name: str, detail: str = "") -> StageEstimate:
 def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
     expected = estimate(recipe, SD21, SPEED)
     names = [one.name for one in expected.stages]
-    assert names == ["convert", "calibrate", "ranges", *["compress"] * 4, "draw", "sqnr", "measure"]
+    compressions = ["compress", "ranges", "compress", "compress", "compress"]
+    assert names == ["convert", "calibrate", *compressions, "draw", "sqnr", "measure"]
     assert expected.seconds == pytest.approx(sum(one.seconds for one in expected.stages))
     assert expected.peak_rss_bytes == max(one.peak_rss_bytes for one in expected.stages)
     text = "\n".join(describe(expected))
@@ -79,13 +82,14 @@ def test_larger_weights_and_more_inputs_need_more_room(recipe: Recipe) -> None:
 def test_the_speed_of_this_machine_is_measured() -> None:
     speed = preflight.measure_speed()
     assert 1e9 < speed.f32 < 1e14
-    assert speed.native >= 0.8 * speed.f32
+    assert 1e9 < speed.native < 1e14
 
 
 def test_a_run_that_does_not_fit_says_what_is_missing(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = estimate(recipe, SD21, SPEED)
+    assert expected.needed_bytes < expected.peak_rss_bytes - 2e9  # mapped files do not count
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 4_000_000_000)
     with pytest.raises(PreflightError, match=r"memory: .* needs about .* 4\.0 GB are free"):
         require_room(expected, tmp_path / "not" / "there" / "yet")
@@ -122,12 +126,10 @@ def test_a_large_model_is_compressed_in_processes_of_its_own(
     run_isolated = line.run_isolated
     monkeypatch.setattr(line, "run_isolated", isolated)
     monkeypatch.setattr(line, "SMALL_MODEL_BYTES", 0)
-    recipe = quick_recipe(
-        "unet_int8",
-        "compress.text_encoder={method: int4_weights}",
-        "evaluate.prompts=2",
-        "budgets={ssim_min: 0}",
-    )
-    run = workflow.quantize(recipe, build_folder / "isolated")
+    recipe = quick_recipe("unet_int8", "compress.text_encoder={method: int4_weights}")
+    quiet = SilentProgress()
+    material = line.find_material(recipe, quiet)
+    with workflow.production_line(recipe, build_folder / "isolated", material, quiet) as run:
+        compressed = run.compressed()
     assert called == [line.compress]  # the rest of it had been compressed before
-    assert run.components["text_encoder"].layers_by_precision["int4 weights"] > 10
+    assert compressed["text_encoder"].layers_by_precision["int4 weights"] > 10

@@ -38,18 +38,25 @@ def draw_pictures(
     folder: Path,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> Pictures:
-    """Writes `folder`/00000.png and so on; picture i uses seed + i."""
-    files = []
-    for index, prompt in enumerate(prompts):
+    """Writes `folder`/00000.png and so on; picture i uses seed + i.
+
+    Pictures that are there, from a run that was killed, are not drawn again.
+    """
+    files = [folder / f"{index:05d}.png" for index in range(len(prompts))]
+    done = sum(file.exists() for file in files)
+    if on_picture and done:
+        on_picture(done, len(prompts))
+    for index, (prompt, file) in enumerate(zip(prompts, files, strict=True)):
+        if file.exists():
+            continue
         image = pipeline.generate(
             prompt.text,
             negative_prompt=prompt.negative or "",
             seed=seed + index,
             settings=settings,
         )
-        file = folder / f"{index:05d}.png"
         save_png(image, file, {"prompt": prompt.text, "seed": str(seed + index)})
-        files.append(file)
+        done += 1
         if on_picture:
-            on_picture(index + 1, len(prompts))
+            on_picture(done, len(prompts))
     return Pictures(tuple(files), pipeline.execution_precisions())

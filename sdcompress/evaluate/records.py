@@ -37,7 +37,7 @@ class PairFidelity:
 class UnetSqnr:
     """SQNR of the UNet's output in dB by timestep, mean over prompts and guidance branches.
 
-    `floor` is what the execution precision alone costs: the baseline's weights, executed as the
+    `floor_db` is what the execution precision alone costs: the baseline's weights, executed as the
     candidate is. It is empty where that is float32.
     """
 

@@ -42,7 +42,8 @@ def record_calls(
 
     def recorded(sample: Array, timestep: float, encoder_hidden_states: Array) -> Array:
         noise = baseline.unet(sample, timestep, encoder_hidden_states)
-        calls.append(UnetCall(sample.copy(), timestep, encoder_hidden_states.copy(), noise.copy()))
+        # The text is the same array at every step of a prompt, and nobody writes to it.
+        calls.append(UnetCall(sample.copy(), timestep, encoder_hidden_states, noise.copy()))
         return noise
 
     for index, prompt in enumerate(prompts):

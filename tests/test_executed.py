@@ -1,0 +1,57 @@
+"""What a device makes of compressed layers, told from the executed graph."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sdcompress.cli import main
+from sdcompress.compress import compress
+from sdcompress.executed import executed_layers
+from sdcompress.recipe import Int8Weights
+
+
+def test_quantized_layers_run_in_integers(bundle: Path) -> None:
+    layers = executed_layers(bundle)["unet"]
+    integers = [one for one in layers if one.weights == "i8" and one.activations in ("u8", "i8")]
+    assert len(integers) > 150
+    (first,) = (one for one in layers if "conv_in" in one.name)
+    assert first.weights not in ("i8", "u8")
+
+
+def test_the_cpu_unpacks_compressed_convolutions_but_not_linear_layers(
+    bundle: Path, baseline: Path, tmp_path: Path
+) -> None:
+    """Why int8_weights leaves convolutions alone: in memory they are as large as without."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    shutil.rmtree(folder / "unet")
+    (folder / "manifest.json").unlink()
+    options = Int8Weights(method="int8_weights", convolutions=True)
+    compress(baseline / "unet", options, folder / "unet", None, has_vnni=True)
+    by_type: dict[str, set[str | None]] = {}
+    for one in executed_layers(folder)["unet"]:
+        by_type.setdefault(one.type, set()).add(one.weights)
+    assert by_type["FullyConnected"] == {"u8"}
+    assert not by_type["Convolution"] & {"u8", "i8"}
+
+
+def test_inspect_shows_it(bundle: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", str(bundle), "--executed", "--layers"])
+    assert done.exit_code == 0, done.output
+    assert "unet on CPU" in done.output
+    assert "FullyConnected" in done.output
+    assert "conv_in" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--device", "XPU"), "XPU"), (("--peer-scheduler", "ddim"), "exclude each other")],
+)
+def test_what_cannot_be_shown_is_refused(
+    bundle: Path, options: tuple[str, ...], words: str
+) -> None:
+    done = CliRunner().invoke(main, ["inspect", str(bundle), "--executed", *options])
+    assert done.exit_code == 2
+    assert words in done.output
