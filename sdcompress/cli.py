@@ -123,7 +123,7 @@ def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool, ignore_prefl
 
     RECIPE is a YAML file or the name of a shipped one (see `sdcompress recipes`). Finished stages
     are kept in .sdcompress beside the output folder and reused while their inputs are the same; a
-    killed run goes on inside the stage where it was. What the run of a large model will take is
+    killed run goes on where it was, inside long stages too. What the run of a large model will take is
     estimated first, and exit code 2 refuses one that does not fit. Exit code 3 means that the
     quality gate refused the result; the report says why.
 
@@ -179,7 +179,7 @@ def calibrate(recipe: "Recipe", *, output: Path | None, fresh: bool) -> None:
 @click.option("--lora", "loras", type=(str, float), multiple=True, metavar="FILE SCALE",
               help="Fuse a LoRA file, scaled; may be repeated.")  # fmt: skip
 def convert(model: str, output: Path, **options: Any) -> None:
-    """Convert MODEL to OpenVINO IR in the new folder OUTPUT; no weight is rounded.
+    """Convert MODEL to OpenVINO IR in the new folder OUTPUT; weights are not rounded.
 
     MODEL is `demo`, a diffusers folder, a .safetensors file in the original layout or a hub id.
     openvino-genai and optimum-intel load the result as well.
