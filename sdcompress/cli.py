@@ -123,9 +123,9 @@ def quantize(recipe: "Recipe", *, output: Path | None, fresh: bool, ignore_prefl
 
     RECIPE is a YAML file or the name of a shipped one (see `sdcompress recipes`). Finished stages
     are kept in .sdcompress beside the output folder and reused while their inputs are the same; a
-    killed run goes on where it was, inside long stages too. What the run of a large model will take is
-    estimated first, and exit code 2 refuses one that does not fit. Exit code 3 means that the
-    quality gate refused the result; the report says why.
+    killed run goes on where it was, inside long stages too. What the run of a large model will
+    take is estimated first, and exit code 2 refuses one that does not fit. Exit code 3 means that
+    the quality gate refused the result; the report says why.
 
     \b
     Examples:
