@@ -296,7 +296,7 @@ class Line:
         baseline = self.converted / component
         key, detail = self.compressed_key(component), f"{component}: {options.method}"
         recorded = None
-        if isinstance(options, ActivationQuantization) and not self.store.has("compress", key):
+        if isinstance(options, ActivationQuantization):
             recorded = self._recorded(component, options, extras)
 
         def build(folder: Path, advance: Advance) -> None:

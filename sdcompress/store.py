@@ -27,11 +27,12 @@ from sdcompress.progress import Advance, Progress
 T = TypeVar("T")
 _KEY_LENGTH = 16
 _RECORD = "record.json"
+_STAGE = "stage.json"
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage that a run built: how long it took, and the most memory of the run's processes.
+    """A stage: how long it took when it was built, and the most memory of that run's processes.
 
     `peak_rss_bytes` is resident memory, mapped files included, at ten samples a second.
     """
@@ -80,28 +81,34 @@ class Store:
         """
         entry = self.folder / f"{name}-{key}"
         if self._is_finished(entry):
-            progress.reused(name, detail)
-            return entry
+            return self._reuse(entry, progress, name, detail)
         with self._resumed(entry, progress) if resumable else self._new(entry) as temporary:
             if self._is_finished(entry):  # by another run, while this one waited for it
-                progress.reused(name, detail)
-                return entry
-            with progress.stage(name, detail) as advance, self._logged(name, detail):
+                return self._reuse(entry, progress, name, detail)
+            with progress.stage(name, detail) as advance, self._logged(name, detail, temporary):
                 build(temporary, advance)
             if self.fresh and entry.exists():
                 # A neighbouring run may be reading it: the name is missing for a moment only.
                 entry.rename(self.scratch / f"{entry.name}.replaced")
             _move(temporary, entry)
         self.built.add(entry)
+        self.log.append(read_record(entry / _STAGE, StageRecord))
+        return entry
+
+    def _reuse(self, entry: Path, progress: Progress, name: str, detail: str) -> Path:
+        progress.reused(name, detail)
+        self.log.append(read_record(entry / _STAGE, StageRecord))
         return entry
 
     @contextmanager
-    def _logged(self, name: str, detail: str) -> Iterator[None]:
+    def _logged(self, name: str, detail: str, folder: Path) -> Iterator[None]:
+        """Writes into `folder` what the block took."""
         watch, start = MemoryWatch(seconds=0.1, tree=True), time.perf_counter()
         with watch.over(os.getpid()):
             yield
         seconds = time.perf_counter() - start
-        self.log.append(StageRecord(name, detail, seconds, watch.peak_rss_bytes))
+        record = StageRecord(name, detail, seconds, watch.peak_rss_bytes)
+        write_record(folder / _STAGE, StageRecord, record)
 
     def has(self, name: str, key: str) -> bool:
         """Tells whether `stage` would return at once."""

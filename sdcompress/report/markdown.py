@@ -27,7 +27,7 @@ def write_markdown(report: Mapping[str, Any]) -> str:
         *_section("UNet output error by timestep", _sqnr_rows(report)),
         "## Pictures",
         "![baseline above, compressed below, the least similar pairs first](grid.png)",
-        *_section("Stages of this run", _stage_rows(report)),
+        *_section("Stages", _stage_rows(report)),
         *_section("Environment", _environment_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -88,7 +88,7 @@ def _sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def _stage_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """The stages that were built; those taken from earlier runs have no figures."""
+    """What each stage took when it was built, in this run or in an earlier one."""
     yield "stage", "what", "time", "peak resident memory"
     for stage in report["stages"]:
         memory = f"{stage['peak_rss_bytes'] / 1e6:.0f} MB"
