@@ -81,7 +81,7 @@ def test_a_missing_recipe_and_a_missing_model(tmp_path: Path) -> None:
     assert "no such recipe" in fault("quantize", tmp_path / "nothing.yaml")
     output = tmp_path / "build" / "x"
     message = fault("quantize", "unet_int8", "--model", "no such", "--output", output)
-    assert "neither 'demo', an existing folder, nor a hub id" in message
+    assert "neither 'demo', an existing folder or file, nor a hub id" in message
     assert not output.parent.exists()
 
 
