@@ -19,6 +19,7 @@ from openvino import opset13 as opset
 from sdcompress.errors import CalibrationError, CompressionError
 from sdcompress.mapping import releasing
 from sdcompress.precision import weight_constant
+from sdcompress.store import written_whole
 
 Array = np.ndarray[Any, Any]
 _REDUCTIONS = (opset.reduce_min, opset.reduce_max, opset.reduce_mean)
@@ -153,7 +154,8 @@ def collect(
             request.infer(values, share_inputs=True)
             figures = request.get_tensor(_OUTPUT).data
             _require_finite(figures, index, item)
-            _write_item(folder, item, figures)
+            with written_whole(_item_file(folder, item)) as stream:
+                np.save(stream, figures.astype("f4", copy=False))
             if on_item:
                 on_item(item + 1, len(inputs))
 
@@ -205,13 +207,6 @@ def _watched(
 
 def _item_file(folder: Path, item: int) -> Path:
     return folder / f"{item:05d}.npy"
-
-
-def _write_item(folder: Path, item: int, figures: Array) -> None:
-    """Writes one item's file whole or not at all."""
-    partial = folder / "partial.npy"
-    np.save(partial, figures.astype("f4", copy=False))
-    partial.replace(_item_file(folder, item))
 
 
 def _require_finite(figures: Array, index: Iterable[_Collected], item: int) -> None:

@@ -8,19 +8,13 @@ of queries and keys. Normalization and activations are left out: they multiply l
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sdcompress.source import Source
+from sdcompress.source import PARTS, Source, StoredTensor
 
 _TEXT_TOKENS = 77
-_ORIGINAL = {
-    "text_encoder": "cond_stage_model.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-}
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,13 @@ class Architecture:
 
 def read_architecture(source: Source, width: int | None, height: int | None) -> Architecture:
     """Reads the headers of the weight files. Size in pixels; None means the model's own."""
-    headers = {part: _headers(source, part) for part in ("text_encoder", "unet", "vae")}
+    tensors = {part: list(source.tensors(part)) for part in PARTS}
     unet = _config(source, "unet")
     vae = _config(source, "vae")
     scale = 2 ** (len(vae["down_block_types"]) - 1)
     native = unet["sample_size"]
     columns, rows = (width // scale if width else native), (height // scale if height else native)
-    shapes = {
-        part: {name: shape for name, (shape, _) in one.items()} for part, one in headers.items()
-    }
+    shapes = {part: {one.name: one.shape for one in found} for part, found in tensors.items()}
     linear = (
         math.prod(shape)
         for name, shape in shapes["text_encoder"].items()
@@ -70,9 +62,9 @@ def read_architecture(source: Source, width: int | None, height: int | None) -> 
     )
     channels = sum(shape[0] + shape[1] for shape in shapes["unet"].values() if len(shape) > 1)
     return Architecture(
-        text_encoder=_part_size(headers["text_encoder"]),
-        unet=_part_size(headers["unet"]),
-        vae=_part_size(headers["vae"]),
+        text_encoder=_part_size(tensors["text_encoder"]),
+        unet=_part_size(tensors["unet"]),
+        vae=_part_size(tensors["vae"]),
         text_encoder_macs=_TEXT_TOKENS * sum(linear),
         unet_macs=sum(_unet_macs(shapes["unet"], unet, columns * rows)),
         vae_decoder_macs=sum(_decoder_macs(shapes["vae"], vae, columns * rows)),
@@ -86,37 +78,15 @@ def _config(source: Source, part: str) -> dict[str, Any]:
     return config
 
 
-Header = dict[str, tuple[tuple[int, ...], int]]
+def _part_size(tensors: Sequence[StoredTensor]) -> PartSize:
+    sizes = [(math.prod(tensor.shape), _bytes_each(tensor.kind)) for tensor in tensors]
+    return PartSize(sum(count for count, _ in sizes), sum(count * each for count, each in sizes))
 
 
-def _headers(source: Source, part: str) -> Header:
-    """Each tensor's shape and bytes, by its name in the checkpoint."""
-    if source.checkpoint:
-        files, prefix = [source.checkpoint], _ORIGINAL[part]
-    else:
-        names = (name for name in source.files if name.startswith(f"{part}/"))
-        files = [source.folder / name for name in names if name.endswith(".safetensors")]
-        prefix = ""
-    found: Header = {}
-    for file in files:
-        for name, entry in _header(file).items():
-            if name.startswith(prefix) and name != "__metadata__":
-                start, end = entry["data_offsets"]
-                found[name.removeprefix(prefix)] = (tuple(entry["shape"]), end - start)
-    return found
-
-
-def _header(file: Path) -> Mapping[str, Any]:
-    """The JSON at the beginning of a safetensors file: 8 bytes of its length, then itself."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    return header
-
-
-def _part_size(header: Header) -> PartSize:
-    parameters = sum(math.prod(shape) for shape, _ in header.values())
-    return PartSize(parameters, sum(size for _, size in header.values()))
+def _bytes_each(kind: str) -> int:
+    """The size of one value: safetensors' names tell bits, as in BF16, F8_E4M3 or I64."""
+    bits = re.search(r"\d+", kind)
+    return int(bits[0]) // 8 if bits else 1  # BOOL
 
 
 def _unet_macs(

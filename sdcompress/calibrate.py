@@ -21,6 +21,7 @@ from sdcompress.prompts import Prompt
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import Calibrate
 from sdcompress.runtime import Job, Pipeline, Settings
+from sdcompress.store import written_whole
 
 BRANCHES = ("unconditional", "conditional")
 Array = np.ndarray[Any, Any]
@@ -91,7 +92,9 @@ def calibrate(
     for index, (prompt, wanted, file) in enumerate(zip(prompts, plan, files, strict=True)):
         if not file.exists():
             seed = options.seed + index
-            _write_arrays(file, _record(pipeline, prompt, wanted, seed, settings, count))
+            arrays = _record(pipeline, prompt, wanted, seed, settings, count)
+            with written_whole(file) as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
             finished += calls
     for component, rows in (
         ("unet", _unet_rows(files, prompts)),
@@ -158,14 +161,6 @@ def _unet_rows(files: Sequence[Path], prompts: Sequence[Prompt]) -> Iterator[dic
 def _array(file: Path, name: str) -> Array:
     with np.load(file) as arrays:
         return np.asarray(arrays[name])
-
-
-def _write_arrays(file: Path, arrays: dict[str, Array]) -> None:
-    """Writes a file whole or not at all."""
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    partial.replace(file)
 
 
 def _check_finite(values: Array, prompt: Prompt, what: str) -> None:

@@ -44,7 +44,8 @@ def stored_dtype(source: Source, part: str) -> "torch.dtype":
     import torch
 
     known = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-    found = {kind for kind in _stored_types(source, part) if not kind.startswith(("I", "BOOL"))}
+    kinds = {tensor.kind for tensor in source.tensors(part)}
+    found = {kind for kind in kinds if not kind.startswith(("I", "BOOL"))}
     strange = found - known.keys()
     if strange or not found:
         raise ConversionError(
@@ -56,27 +57,6 @@ def stored_dtype(source: Source, part: str) -> "torch.dtype":
 
 
 _ADAPTER = "fused"
-# Where a single file in the original layout keeps each part.
-_ORIGINAL_PREFIXES = {
-    "text_encoder": "cond_stage_model.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-}
-
-
-def _stored_types(source: Source, part: str) -> Iterator[str]:
-    from safetensors import safe_open
-
-    if source.checkpoint:
-        files, prefix = [source.checkpoint], _ORIGINAL_PREFIXES[part]
-    else:
-        names = [name for name in source.files if name.startswith(f"{part}/")]
-        files = [source.folder / name for name in names if name.endswith(".safetensors")]
-        prefix = ""
-    for file in files:
-        with safe_open(file, framework="numpy") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a dict
-            yield from {tensors.get_slice(name).get_dtype() for name in names}
 
 
 def _from_folder(source: Source, part: str, dtype: "torch.dtype") -> Any:

@@ -193,7 +193,7 @@ def _quantize(
 
     from sdcompress.quantization import quantize
 
-    if options.bias_correction == "accurate":
+    if not options.needs_statistics:
         inputs = recorded.inputs
         return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), **parameters)
     return quantize(model, Statistics(*recorded.statistics), parameters, on_step)

@@ -183,6 +183,7 @@ class Line:
             "loras": source.lora_records(),
         }
 
+    @cached_property
     def calibrated(self) -> Path:
         """The recorded inputs."""
         baseline = self.converted
@@ -206,7 +207,7 @@ class Line:
         quantized = [
             component
             for component, one in methods.items()
-            if isinstance(one, ActivationQuantization) and one.bias_correction != "accurate"
+            if isinstance(one, ActivationQuantization) and one.needs_statistics
         ]
         keys = {
             "convert": [self.converted_key],
@@ -230,15 +231,13 @@ class Line:
             tools={"openvino": version("openvino")},
         )
 
-    def _statistics(
-        self, component: str, recorded: Path, activations: tuple[Activation, ...] | None = None
-    ) -> Path:
+    def _statistics(self, component: str, activations: tuple[Activation, ...] | None) -> Path:
         """Ranges and means of a component's activations on its recorded inputs.
 
         Without `activations`, those that any of the methods asks for: they do not depend on the
         method's options, so another preset or ignored scope finds them here.
         """
-        inputs = self._inputs(recorded, component)
+        inputs = self._inputs(component)
         precision = self.recipe.calibrate.statistics
 
         def build(folder: Path, advance: Advance) -> None:
@@ -265,8 +264,8 @@ class Line:
         """The compressed IR of each component."""
         return {component: self._compressed(component) for component in COMPONENTS}
 
-    def _inputs(self, recorded: Path, component: str) -> ModelInputs:
-        return ModelInputs(recorded, component, self._batch(component))
+    def _inputs(self, component: str) -> ModelInputs:
+        return ModelInputs(self.calibrated, component, self._batch(component))
 
     def _batch(self, component: str) -> int:
         return (self.recipe.convert.batch if component == "unet" else None) or 1
@@ -275,10 +274,9 @@ class Line:
         self, component: str, options: ActivationQuantization, extras: list[tuple[Activation, ...]]
     ) -> Recorded:
         """What calibration left for a component, with statistics beyond the usual ones."""
-        folder = self.calibrated()
-        wanted = [None, *extras] if options.bias_correction != "accurate" else []
-        statistics = tuple(self._statistics(component, folder, one) for one in wanted)
-        return Recorded(self._inputs(folder, component), statistics)
+        wanted = [None, *extras] if options.needs_statistics else []
+        statistics = tuple(self._statistics(component, one) for one in wanted)
+        return Recorded(self._inputs(component), statistics)
 
     def _compressed(self, component: str) -> CompressedIR:
         extras: list[tuple[Activation, ...]] = []

@@ -2,8 +2,8 @@
 
 Memory follows from the sizes of the model's parts and from what each stage holds of them. Time is
 the model's multiply-accumulates over the speed of this machine, which a convolution of the model's
-kind is run for. The factors below were fitted to measured runs of a full-size Stable Diffusion 2.1
-(docs/benchmarks.md compares estimate and measurement).
+kind is run for. The factors below follow from single measurements of a full-size Stable Diffusion
+2.1 on one machine; the report's stages say what a run really took.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from openvino import opset13 as opset
 
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Method, Recipe
+from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
 
 # Resident bytes of a process before it has read a model.
 _RUNTIME_BYTES = 0.15e9
@@ -91,7 +91,7 @@ class Estimate:
 
 
 def measure_speed(device: str = "CPU") -> Speed:
-    """Times one convolution of 320 channels in 64 x 64, as diffusion UNets have them; seconds."""
+    """Times convolutions of 320 channels in 64 x 64, as diffusion UNets have them."""
     return Speed(_macs_per_second(device, "f32"), _macs_per_second(device, None))
 
 
@@ -154,7 +154,7 @@ class _Work:
             yield self._recording()
         for component in COMPONENTS:
             options = self.recipe.compress.method_of(component)
-            if _collects(options):
+            if isinstance(options, ActivationQuantization) and options.needs_statistics:
                 yield self._collection(component)
             yield self._compression(component)
         yield from self._evaluation()
@@ -172,12 +172,12 @@ class _Work:
         weights = (4 if precision == "f32" else 2) * self._parameters(component)
         seconds = _LOAD_SECONDS
         if component == "unet":
-            seconds += options.samples * self._step_seconds(precision) / self._branches
+            seconds += options.samples * self._seconds(self.model.unet_macs, precision)
         return StageEstimate(
             "ranges",
             f"{component}: {options.samples} inputs",
             seconds,
-            _RUNTIME_BYTES + self._pixels * _DENOISING_BYTES_PIXEL + weights + mapped,
+            _RUNTIME_BYTES + self.model.pixels * _DENOISING_BYTES_PIXEL + weights + mapped,
             mapped,
         )
 
@@ -186,8 +186,8 @@ class _Work:
         parameters, mapped = self._parameters(component), self._ir_bytes(component)
         held = 0.0
         if isinstance(options, ActivationQuantization):
-            accurate = options.bias_correction == "accurate"
-            held = _HELD_BYTES["accurate" if accurate else "smoothed"] * parameters
+            kind = "smoothed" if options.needs_statistics else "accurate"
+            held = _HELD_BYTES[kind] * parameters
         elif not isinstance(options, Fp16):
             held = _HELD_BYTES["weights"] * parameters
         seconds = 5 + _COMPRESS_SECONDS_PARAMETER.get(options.method, 4e-9) * parameters
@@ -202,9 +202,11 @@ class _Work:
     def _evaluation(self) -> Iterator[StageEstimate]:
         evaluate, calls = self.recipe.evaluate, self.recipe.sampling.unet_calls
         method = self.recipe.compress.unet.method
-        baseline = calls * self._step_seconds("f32") + self._decode_seconds("f32")
+        baseline = calls * self._step_seconds("f32") + self._seconds(
+            self.model.vae_decoder_macs, "f32"
+        )
         quick = calls * self._step_seconds("bf16") * _QUANTIZED.get(method, 1.0)
-        candidate = quick + self._decode_seconds("bf16")
+        candidate = quick + self._seconds(self.model.vae_decoder_macs, "bf16")
         memory = self._pipeline(4, _DECODING_BYTES_PIXEL)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
         yield StageEstimate(
@@ -229,21 +231,12 @@ class _Work:
             total += recipe.calibrate.samples * _STATISTIC_BYTES * model.unet_channels
         return total
 
-    @property
-    def _branches(self) -> int:
-        return 2 if self.recipe.sampling.guidance_scale > 1.0 else 1
-
     def _step_seconds(self, precision: str) -> float:
-        speed = self.speed.f32 if precision == "f32" else self.speed.native
-        return self._branches * self.model.unet_macs / (speed * _EFFICIENCY[precision])
+        return self.recipe.sampling.branches * self._seconds(self.model.unet_macs, precision)
 
-    def _decode_seconds(self, precision: str) -> float:
+    def _seconds(self, macs: float, precision: str) -> float:
         speed = self.speed.f32 if precision == "f32" else self.speed.native
-        return self.model.vae_decoder_macs / (speed * _EFFICIENCY[precision])
-
-    @property
-    def _pixels(self) -> float:
-        return self.model.pixels
+        return macs / (speed * _EFFICIENCY[precision])
 
     def _parameters(self, component: str) -> float:
         model = self.model
@@ -266,13 +259,8 @@ class _Work:
         drawing = ("text_encoder", "unet", "vae_decoder")
         weights = sum(bytes_per_weight * self._parameters(one) for one in drawing)
         mapped = sum(self._ir_bytes(one) for one in drawing)
-        working = self._pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
+        working = self.model.pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
         return _RUNTIME_BYTES + working + weights + mapped, mapped
-
-
-def _collects(options: Method) -> bool:
-    """Whether a method asks for statistics that are collected beforehand."""
-    return isinstance(options, ActivationQuantization) and options.bias_correction != "accurate"
 
 
 def require_room(expected: Estimate, folder: Path) -> None:

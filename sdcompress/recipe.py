@@ -81,6 +81,11 @@ class Sampling(Section):
     width: PixelSize | None = None
 
     @property
+    def branches(self) -> int:
+        """How many guidance branches the UNet runs: without guidance only the prompt's."""
+        return 2 if self.guidance_scale > 1.0 else 1
+
+    @property
     def unet_calls(self) -> int:
         """How often a picture asks the UNet; some schedulers ask more than once for a step."""
         return {"heun": 2 * self.steps - 1, "pndm": self.steps + 1}.get(self.scheduler, self.steps)
@@ -147,6 +152,11 @@ class ActivationQuantization(Section):
     bias_correction: Literal["none", "fast", "accurate"] = "fast"
     overflow_fix: OverflowFix = "auto"
     ignored: IgnoredScope = IgnoredScope()
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether collected statistics feed it; accurate correction runs the model itself."""
+        return self.bias_correction != "accurate"
 
 
 class Hybrid(ActivationQuantization):
@@ -281,7 +291,7 @@ class Recipe(Section):
                 f"convert fixes {fixed[0]} x {fixed[1]} but sampling draws "
                 f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size",
             )
-        branches = 2 if self.sampling.guidance_scale > 1.0 else 1
+        branches = self.sampling.branches
         if self.convert.batch not in (None, branches):
             raise FaultyKeyError(
                 "convert.batch",
@@ -292,8 +302,7 @@ class Recipe(Section):
     def _prompts_agree(self) -> None:
         if not self.compress.needs_calibration:
             return
-        branches = 2 if self.sampling.guidance_scale > 1.0 else 1
-        calls = self.calibrate.samples // branches
+        calls = self.calibrate.samples // self.sampling.branches
         most = self.calibrate.prompts * self.sampling.unet_calls
         if calls > most:
             raise FaultyKeyError(

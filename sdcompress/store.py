@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
@@ -176,6 +176,15 @@ def code_digest() -> str:
         if "demo" not in file.relative_to(root).parts:
             digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under its name only when the block has ended well."""
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("wb") as stream:
+        yield stream
+    partial.replace(file)
 
 
 def write_record(file: Path, kind: type[T], record: T) -> None:

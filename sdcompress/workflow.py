@@ -159,7 +159,7 @@ def calibrate(
     target = output_folder(recipe, output)
     shown = progress or SilentProgress()
     with production_line(recipe, target, find_material(recipe, shown), shown, fresh=fresh) as line:
-        return line.calibrated()
+        return line.calibrated
 
 
 def convert(
