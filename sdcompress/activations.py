@@ -17,7 +17,7 @@ import openvino as ov
 from openvino import opset13 as opset
 
 from sdcompress.errors import CalibrationError, CompressionError
-from sdcompress.mapping import releasing
+from sdcompress.mapping import reading
 from sdcompress.precision import weight_constant
 from sdcompress.store import written_whole
 
@@ -143,8 +143,9 @@ def collect(
         on_item(len(inputs) - len(missing), len(inputs))
     if not missing:  # killed between its last item and its end
         return
-    with releasing(xml.with_suffix(".bin")):
-        request, index = _compiled(xml, activations, inputs, execution_precision)
+    with reading(xml) as model:
+        request, index = _compiled(model, activations, inputs, execution_precision)
+        del model
         rows = [asdict(one) for one in index]
         text = json.dumps({"items": len(inputs), "activations": rows})
         (folder / _INDEX).write_text(text, "utf-8")
@@ -161,10 +162,12 @@ def collect(
 
 
 def _compiled(
-    xml: Path, activations: Sequence[Activation] | None, inputs: ModelInputs, precision: str
+    model: ov.Model,
+    activations: Sequence[Activation] | None,
+    inputs: ModelInputs,
+    precision: str,
 ) -> tuple[ov.InferRequest, tuple[_Collected, ...]]:
     """Compiles the model with its statistics for inputs of the recorded shapes."""
-    model = ov.Core().read_model(xml)
     model.reshape({name: values.shape for name, values in next(iter(inputs)).items()})
     model, index = _watched(model, activations or watch_list(model))
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})

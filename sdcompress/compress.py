@@ -21,7 +21,7 @@ from openvino import opset13 as opset
 from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
-from sdcompress.mapping import releasing
+from sdcompress.mapping import reading
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import (
@@ -78,16 +78,15 @@ def compress(
 
     if isinstance(options, ActivationQuantization) and recorded is None:
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
-    xml = baseline / IR_NAME
-    with releasing(xml.with_suffix(".bin")):
-        model = ov.Core().read_model(xml)
+    with reading(baseline / IR_NAME) as original:
         try:
             with quiet_libraries():
-                model = _METHODS[type(options)](model, options, recorded, has_vnni, on_step)
+                model = _METHODS[type(options)](original, options, recorded, has_vnni, on_step)
         except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
             raise CompressionError(
                 f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
             ) from error
+        del original
         _halve_weights(model)
         folder.mkdir(parents=True)
         with writing_ir(folder):

@@ -8,52 +8,62 @@ and keeps the weights from counting twice: as the file, and as what is made of i
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import openvino as ov
+
+Span = tuple[int, int]
 _DONTNEED = 4  # MADV_DONTNEED on Linux
 _SECONDS = 0.2
 
 
 @contextmanager
-def releasing(file: Path) -> Iterator[None]:
-    """Drops the resident pages of a mapped file again and again inside the block, and at its end.
+def reading(xml: Path) -> Iterator[ov.Model]:
+    """Yields the model, and drops its resident weights again and again inside the block.
 
-    Where the system has no such call (it is Linux's), nothing happens.
+    The file stays mapped until the block ends, whatever becomes of the model: were it unmapped
+    earlier, other memory could take its place and be dropped. Where the system has no such call (it
+    is Linux's), nothing is dropped.
     """
     if not sys.platform.startswith("linux"):
-        yield
+        yield ov.Core().read_model(xml)
         return
+    file = xml.with_suffix(".bin")
+    others = mapped(file)
+    held = ov.Core().read_model(xml)
+    spans = mapped(file) - others
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(_SECONDS):
-            release(file)
+            release(spans)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield
+        yield held.clone()  # shares the mapped weights
     finally:
         done.set()
         thread.join()
-        release(file)
+        release(spans)
 
 
-def release(file: Path) -> int:
-    """Drops the resident pages of a file's read-only, shared mappings; returns the bytes mapped.
-
-    Only such mappings: their pages are always the file's, so nothing can be lost. Linux only.
-    """
+def mapped(file: Path) -> set[Span]:
+    """Where this process maps a file, read-only and shared: such pages are always the file's."""
     path = str(file.resolve())
-    advise = ctypes.CDLL(None, use_errno=True).madvise
-    total = 0
+    found = set()
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         span, permissions, *rest = line.split(maxsplit=5)
-        if permissions != "r--s" or rest[-1].strip() != path:
-            continue
-        start, end = (int(one, 16) for one in span.split("-"))
-        if advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
-            total += end - start
-    return total
+        if permissions == "r--s" and rest[-1].strip() == path:
+            start, end = (int(one, 16) for one in span.split("-"))
+            found.add((start, end))
+    return found
+
+
+def release(spans: Collection[Span]) -> None:
+    """Drops the resident pages of mapped spans. Linux only."""
+    advise = ctypes.CDLL(None).madvise
+    for start, end in spans:
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
