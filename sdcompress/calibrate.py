@@ -202,7 +202,7 @@ def write_rows(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     first = next(rows)
     buffer = _buffer(folder)
     try:
-        with quiet_libraries():
+        with quiet_libraries("datasets"):
             dataset = Dataset.from_generator(
                 lambda: chain([first], rows),
                 features=_features(first),

@@ -55,15 +55,15 @@ def convert(
     says so. Shapes are dynamic in batch, height and width unless `options` fixes them.
     Raises ConversionError naming the component that could not be loaded or exported.
     """
-    with quiet_libraries():
+    with quiet_libraries("diffusers"):
         require_fusable(source)
     _copy_settings(source, folder)
-    with quiet_libraries():
+    with quiet_libraries("transformers"):
         _write_tokenizer(source, folder)
     sizes = {}
     for done, component in enumerate(COMPONENTS, start=1):
         try:
-            with quiet_libraries(), writing_ir(folder):
+            with quiet_libraries("diffusers", "transformers"), writing_ir(folder):
                 _export(source, component, folder / component, options)
         except ConversionError:
             raise

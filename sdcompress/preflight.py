@@ -21,6 +21,7 @@ from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
 
+STAGES = ("convert", "calibrate", "ranges", "compress", "draw", "sqnr", "measure", "bundle")
 # Resident bytes of a process before it has read a model.
 _RUNTIME_BYTES = 0.15e9
 _NNCF_BYTES = 0.28e9
@@ -121,15 +122,15 @@ def _macs_per_second(device: str, precision: str | None) -> float:
 
 
 def estimate(
-    recipe: Recipe, model: Architecture, speed: Speed, finished: Collection[str] = ()
+    recipe: Recipe, model: Architecture, speed: Speed, skipped: Collection[str] = ()
 ) -> Estimate:
     """Puts a run's stages together from what the recipe asks for.
 
-    `finished` names the stages, of convert, calibrate, ranges and compress, that are done.
+    `skipped` names the STAGES that are finished or not asked for.
     """
     work = _Work(recipe, model, speed)
-    stages = tuple(stage for stage in work.stages() if stage.name not in finished)
-    return Estimate(stages, work.disk_bytes(finished))
+    stages = tuple(stage for stage in work.stages() if stage.name not in skipped)
+    return Estimate(stages, work.disk_bytes(skipped))
 
 
 @dataclass(frozen=True)
@@ -217,17 +218,17 @@ class _Work:
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
 
-    def disk_bytes(self, finished: Collection[str]) -> float:
+    def disk_bytes(self, skipped: Collection[str]) -> float:
         """The store and the result: IR, statistics, and the compressed parts twice."""
         recipe, model = self.recipe, self.model
         compressed = 0.0
         for component in COMPONENTS:
             method = recipe.compress.method_of(component).method
             compressed += (2.0 if method == "fp16" else 1.0) * self._parameters(component)
-        total = compressed if "compress" in finished else 2 * compressed
-        if "convert" not in finished:
+        total = compressed * (("compress" not in skipped) + ("bundle" not in skipped))
+        if "convert" not in skipped:
             total += sum(self._ir_bytes(component) for component in COMPONENTS)
-        if recipe.compress.needs_calibration and "ranges" not in finished:
+        if recipe.compress.needs_calibration and "ranges" not in skipped:
             total += recipe.calibrate.samples * _STATISTIC_BYTES * model.unet_channels
         return total
 

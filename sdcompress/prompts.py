@@ -55,7 +55,7 @@ def _read(file: Path) -> list[Prompt]:
     if not file.read_bytes().strip():
         raise CalibrationError(f"{file}: holds no prompts")
     try:
-        with quiet_libraries():
+        with quiet_libraries("datasets"):
             rows = Dataset.from_json(str(file), keep_in_memory=True)
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise CalibrationError(

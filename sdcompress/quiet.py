@@ -1,18 +1,27 @@
 """Keeps the libraries' chatter off the terminal, where our own progress is shown."""
 
+import importlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+# What switches progress bars off, by the library that draws them.
+_SWITCHES = {
+    "datasets": ("datasets", "disable_progress_bars"),
+    "diffusers": ("diffusers.utils.logging", "disable_progress_bar"),
+    "transformers": ("transformers.utils.logging", "disable_progress_bar"),
+}
+
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silences log records below ERROR, warnings, progress bars and prints inside the block.
+def quiet_libraries(*bars: str) -> Iterator[None]:
+    """Silences log records below ERROR, warnings and prints inside the block.
 
-    Our own progress goes to standard error, which stays open. The records are advice to developers
-    (deprecations, missing torchvision, traced constants); faults still raise.
+    Those of the libraries that `bars` names, which are imported for it, draw no progress bars from
+    then on. Our own progress goes to standard error, which stays open. The records are advice to
+    developers (deprecations, missing torchvision, traced constants); faults still raise.
     ``sdcompress --verbose`` leaves them on.
     """
     if logging.getLogger("sdcompress").isEnabledFor(logging.DEBUG):
@@ -21,13 +30,9 @@ def quiet_libraries() -> Iterator[None]:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        import datasets
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        datasets.disable_progress_bars()
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
+        for library in bars:
+            module, switch = _SWITCHES[library]
+            getattr(importlib.import_module(module), switch)()
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

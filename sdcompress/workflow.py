@@ -8,7 +8,7 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from sdcompress.gate import judge
 from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.line import SMALL_MODEL_BYTES, Line, Material, find_judging, find_material
 from sdcompress.precision import count_by_precision, layers_of
-from sdcompress.preflight import describe, estimate, measure_speed, require_room
+from sdcompress.preflight import STAGES, describe, estimate, measure_speed, require_room
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import COMPONENTS, Convert, Recipe, parse_recipe
 from sdcompress.report import write_report
@@ -75,8 +75,7 @@ def quantize(
     material = find_material(recipe, shown)
     judging = find_judging(recipe, material)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
-        if material.source.weight_bytes >= SMALL_MODEL_BYTES:
-            _preflight(line, target, refuse=not ignore_preflight)
+        _preflight(line, target, STAGES, refuse=not ignore_preflight)
         result = line.store.scratch / "result"
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
@@ -102,6 +101,7 @@ def evaluate(
     *,
     overrides: tuple[str, ...] = (),
     fresh: bool = False,
+    ignore_preflight: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Measures a bundle against the float32 baseline of the model it was made from.
@@ -110,7 +110,8 @@ def evaluate(
     ``key.path=value`` changes to the bundle's recipe; what made the bundle cannot be changed.
     Figures of an earlier evaluation are reused while nothing they depend on has changed; `fresh`
     measures everything anew. Raises BundleError when the bundle is not intact or its model is no
-    longer the one it was made from, QualityGateFailed when a budget is broken.
+    longer the one it was made from, PreflightError as `quantize` does, and QualityGateFailed when a
+    budget is broken.
     """
     folder = Path(bundle).resolve()
     problems = verify(folder)
@@ -130,6 +131,8 @@ def evaluate(
     _require_same_model(material, manifest.model, bundle)
     judging = find_judging(recipe, material)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
+        wanted = ("convert", "draw", "sqnr", "measure")
+        _preflight(line, target, wanted, refuse=not ignore_preflight)
         result = line.store.scratch / "result"
         result.mkdir()
         files = {name: record.sha256 for name, record in manifest.files.items()}
@@ -148,17 +151,20 @@ def calibrate(
     output: Path | str | None = None,
     *,
     fresh: bool = False,
+    ignore_preflight: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Records a recipe's calibration inputs and returns their folder, in the store of `output`.
 
-    Runs of the same recipe find them there. Raises InputError when no method needs them.
+    Runs of the same recipe find them there. Raises InputError when no method needs them, and
+    PreflightError as `quantize` does.
     """
     if not recipe.compress.needs_calibration:
         raise InputError(f"recipe {recipe.name}: none of its methods is calibrated")
     target = output_folder(recipe, output)
     shown = progress or SilentProgress()
     with production_line(recipe, target, find_material(recipe, shown), shown, fresh=fresh) as line:
+        _preflight(line, target, ("convert", "calibrate"), refuse=not ignore_preflight)
         return line.calibrated
 
 
@@ -232,15 +238,19 @@ def production_line(
         ) from None
 
 
-def _preflight(line: Line, target: Path, *, refuse: bool) -> None:
-    """Shows what the run will take, and refuses it when that is not there.
+def _preflight(line: Line, target: Path, wanted: Collection[str], *, refuse: bool) -> None:
+    """Shows what those of the `wanted` stages that are not finished will take.
 
-    A run that has come as far as its evaluation is not refused: it fitted, or was told to start.
+    Refuses them when that is not there. A run that has come as far as its evaluation is not
+    refused: it fitted, or was told to start.
     """
+    if line.source.weight_bytes < SMALL_MODEL_BYTES:
+        return
     sampling, finished = line.recipe.sampling, line.finished()
     with line.progress.stage("preflight", "memory, disk and time") as advance:
         model = read_architecture(line.source, sampling.width, sampling.height)
-        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), finished)
+        skipped = finished | (set(STAGES) - set(wanted))
+        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), skipped)
         advance(1, 1)
     line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))
     if refuse and "compress" not in finished:

@@ -20,7 +20,7 @@ NOT_OURS = {"pip", "setuptools", "pytest", "pluggy", "iniconfig"}
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sdcompress.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "sdcompress", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -404,7 +404,7 @@ def test_toolkit_commands_name_the_extra_in_a_base_install(tmp_path: Path) -> No
         "import sys\nfor name in ('pydantic', 'yaml', 'rich'): sys.modules[name] = None\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"],
+        [sys.executable, "-m", "sdcompress", "quantize", "unet_int8"],
         capture_output=True,
         text=True,
         check=False,

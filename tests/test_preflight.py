@@ -65,6 +65,7 @@ def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:
     rest = estimate(recipe, SD21, SPEED, {"convert", "calibrate", "ranges", "compress"})
     assert {one.name for one in rest.stages} == {"draw", "sqnr", "measure"}
     assert rest.disk_bytes < 0.4 * whole.disk_bytes
+    assert estimate(recipe, SD21, SPEED, preflight.STAGES).disk_bytes == 0
 
 
 def test_larger_weights_and_more_inputs_need_more_room(recipe: Recipe) -> None:
@@ -99,18 +100,20 @@ def test_a_run_that_does_not_fit_says_what_is_missing(
         require_room(replace(expected, disk_bytes=1e18), tmp_path)
 
 
-def test_the_command_refuses_with_exit_code_2(
-    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "evaluate"])
+def test_commands_refuse_with_exit_code_2(
+    command: str, build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del bundle
     monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
     target = build_folder / "refused"
-    new = ["--set", "calibrate.seed=99"]  # what has been compressed before is not refused
-    result = CliRunner().invoke(main, ["quantize", "unet_int8", *new, "--output", str(target)])
+    # What has been compressed before is not refused, so this is another calibration.
+    what = [str(bundle)] if command == "evaluate" else ["unet_int8", "--set", "calibrate.seed=99"]
+    result = CliRunner().invoke(main, [command, *what, "--output", str(target)])
     assert result.exit_code == 2
     assert "--ignore-preflight" in result.output
     assert "peak memory" in result.output
+    assert ("compress" in result.output) == (command == "quantize")
     assert not target.exists()
 
 

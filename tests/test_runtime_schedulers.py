@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import SCHEDULER
 
-from sdcompress import cli
+from sdcompress.cli import drawing
 from sdcompress.recipe import Sampling
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.errors import BundleError, InputError
@@ -319,7 +319,7 @@ def test_recipes_know_every_scheduler() -> None:
     for name in NAMES:
         recipe = Sampling(scheduler=name, steps=7)  # type: ignore[arg-type]
         assert recipe.unet_calls == len(make_plan(own_config(name, BASE), 7))
-    assert list(cli._SCHEDULERS) == NAMES
+    assert list(drawing.SCHEDULERS) == NAMES
 
 
 @pytest.mark.parametrize("target", NAMES)

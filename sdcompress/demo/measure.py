@@ -82,7 +82,7 @@ def held_out_prompts(count: int) -> list[str]:
 
 def load_pipeline(folder: Path = MODEL_DIR) -> StableDiffusionPipeline:
     """Loads the demo as SD 2.1 is loaded, with DPM-Solver++ and in float32."""
-    with quiet_libraries():
+    with quiet_libraries("diffusers"):
         pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -127,7 +127,7 @@ class Scorer:
     """The demo's CLIP, loaded once."""
 
     def __init__(self, folder: Path = CLIP_DIR) -> None:
-        with quiet_libraries():
+        with quiet_libraries("transformers"):
             self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
             self._processor = CLIPProcessor.from_pretrained(folder, backend="pil")
 
@@ -210,7 +210,7 @@ def measure_decoders(
 
     The VAE is compared with the renders, the tiny decoder with the VAE's decoder.
     """
-    with quiet_libraries():
+    with quiet_libraries("diffusers"):
         vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32)
         small = AutoencoderTiny.from_pretrained(tiny, torch_dtype=torch.float32)
     accepted, vae_psnr, tiny_psnr = 0, [], []

@@ -69,7 +69,7 @@ def clip_scores(
     import torch
     from torchmetrics.multimodal import CLIPScore
 
-    with quiet_libraries():
+    with quiet_libraries("transformers"):
         metric = CLIPScore(model_name_or_path=lambda: _load(scorer))
     metric.eval()
     scores = np.empty(len(images))

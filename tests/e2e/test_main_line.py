@@ -157,7 +157,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_result(
 ) -> None:
     output = build_folder.parent / "killed" / "unet_int8"
     store = output.parent / ".sdcompress"
-    command = [sys.executable, "-m", "sdcompress.cli", "quantize", "unet_int8"]
+    command = [sys.executable, "-m", "sdcompress", "quantize", "unet_int8"]
     command += [word for setting in QUICK for word in ("--set", setting)]
     command += ["--output", str(output)]
     stages = ("convert", "calibrate", "ranges", "compress", "draw", "score", "sqnr", "measure")

@@ -1,0 +1,69 @@
+"""Arguments and options that several commands have."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sdcompress.recipe import Recipe
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command RECIPE and its options, and passes the loaded recipe on."""
+
+    @click.argument("recipe", metavar="RECIPE")
+    @click.option("--model", help="Demo, diffusers folder or hub id, instead of the recipe's.")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
+                  help="Change one recipe value; may be repeated.")  # fmt: skip
+    @click.option("--device", help="OpenVINO device, instead of the recipe's.  [default: CPU]")
+    @click.option("--fresh", is_flag=True, help="Build every stage anew, reuse nothing.")
+    @click.option("--output", type=FOLDER, help="Where to write.  [default: build/RECIPE-NAME]")
+    @functools.wraps(command)
+    def loading(
+        recipe: str, model: str | None, overrides: tuple[str, ...], device: str | None, **rest: Any
+    ) -> None:
+        given = {"model": model, "device": device}
+        extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
+        command(_load(recipe, (*overrides, *extra)), **rest)
+
+    return loading
+
+
+ignore_preflight = click.option(
+    "--ignore-preflight", is_flag=True, help="Start although memory or disk seem not to suffice."
+)
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that say where and how a bundle is executed."""
+    options = (
+        click.option("--device", default="CPU", show_default=True,
+                     help="OpenVINO device: CPU, GPU, NPU, AUTO ..."),
+        click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]),
+                     help="Execution precision.  [default: the device's choice]"),
+        click.option("--threads", type=click.IntRange(1), help="Processor threads to use."),
+        click.option("--cache-dir", type=FOLDER, help="Keep compiled models here."),
+        click.option("--verify", type=click.Choice(["once", "always", "never"]), default="once",
+                     show_default=True, help="When to compare hashes with the manifest."),
+        click.option("--public-key", type=FILE,
+                     help="Refuse a bundle not signed by this key; hashes are always compared."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
+    from sdcompress.catalogue import shipped_recipes
+    from sdcompress.recipe import load_recipe
+
+    return load_recipe(shipped_recipes().get(recipe, Path(recipe)), overrides)
