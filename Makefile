@@ -9,7 +9,7 @@ BASE := $(VENV)-base
 BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime_manifest \
 	runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
-.PHONY: help quantize test test-base lint bench bench-overhead bench-compress clean
+.PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench      the measurements behind the figures in README and docs"
 	@echo "make bench-overhead  import, first picture and time beside the network, against the peers"
 	@echo "make bench-compress  full-size SD 2.1: time and memory of conversion and compression, against the peers"
+	@echo "make bench-preflight  a full-size run against what was estimated before it; after bench-compress"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -57,6 +58,9 @@ bench-compress: $(INSTALLED)
 	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python benchmarks/execution.py
 	$(BIN)/python benchmarks/memory.py
+
+bench-preflight: $(INSTALLED)
+	$(BIN)/python benchmarks/preflight.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

@@ -71,7 +71,7 @@ def tasks(model: Path, work: Path) -> list[Task]:
         Task("int8 weights of its linear layers", (*child, "int8_linear"), None, "", None, None),
         Task("W8A8 of the UNet", (*child, "int8"), (*child, "peer_int8"),
              "nncf.quantize", 0.5, 6e9),
-        Task("W8A8 of the UNet, ranges in BF16", (*child, "int8_bf16"), None, "", None, None),
+        Task("W8A8 of the UNet, ranges in f32", (*child, "int8_f32"), None, "", None, None),
         Task("hybrid of the UNet", (*child, "hybrid"), (*child, "peer_hybrid"),
              "nncf, as optimum-intel calls it", 0.5, 6e9),
         Task("W8A8 again, another preset", (*child, "int8_again"), None, "", None, None),
@@ -226,7 +226,7 @@ def _ranges(work: Path) -> None:
     from sdcompress.ir import IR_NAME
 
     shutil.rmtree(work / "ranges_memory", ignore_errors=True)
-    collect(work / "ir/unet" / IR_NAME, None, _inputs(work), work / "ranges_memory", "f32")
+    collect(work / "ir/unet" / IR_NAME, None, _inputs(work), work / "ranges_memory", "auto")
 
 
 def _inputs(work: Path) -> Any:
@@ -235,7 +235,7 @@ def _inputs(work: Path) -> Any:
     return ModelInputs(work / "recorded", "unet")
 
 
-def _compress(work: Path, name: str, options: Any, ranges: str, precision: str = "f32") -> None:
+def _compress(work: Path, name: str, options: Any, ranges: str, precision: str = "auto") -> None:
     """Ours: collects the statistics unless they are there, then compresses, each in a process."""
     from sdcompress.activations import collect
     from sdcompress.compress import Recorded, compress
@@ -278,11 +278,11 @@ def _int8(work: Path) -> None:
     _compress(work, "int8", Int8(method="int8"), "ranges")
 
 
-def _int8_bf16(work: Path) -> None:
+def _int8_f32(work: Path) -> None:
     from sdcompress.recipe import Int8
 
-    shutil.rmtree(work / "ranges_bf16", ignore_errors=True)
-    _compress(work, "int8_bf16", Int8(method="int8"), "ranges_bf16", "bf16")
+    shutil.rmtree(work / "ranges_f32", ignore_errors=True)
+    _compress(work, "int8_f32", Int8(method="int8"), "ranges_f32", "f32")
 
 
 def _int8_again(work: Path) -> None:
@@ -391,7 +391,7 @@ CHILDREN: dict[str, Callable[[Path], None]] = {
     "int8_weights": _int8_weights,
     "int8_linear": _int8_linear,
     "int8": _int8,
-    "int8_bf16": _int8_bf16,
+    "int8_f32": _int8_f32,
     "int8_again": _int8_again,
     "hybrid": _hybrid,
     "peer_int8_weights": _peer_int8_weights,

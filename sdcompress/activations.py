@@ -25,6 +25,11 @@ Array = np.ndarray[Any, Any]
 _REDUCTIONS = (opset.reduce_min, opset.reduce_max, opset.reduce_mean)
 _OUTPUT = "statistics"
 _INDEX = "index.json"
+_DECISION = "precision.json"
+# What "auto" asks of bf16: on so many items, averaged, no range may move by more than this share of
+# its width. A step of an 8-bit quantizer is 0.004 of it.
+PROBES = 8
+LARGEST_SHIFT = 0.02
 _MULTIPLYING = {
     "Convolution",
     "ConvolutionBackpropData",
@@ -129,49 +134,112 @@ def collect(
     folder: Path,
     execution_precision: str,
     on_item: Callable[[int, int], None] | None = None,
-) -> None:
+) -> str:
     """Runs a model on every recorded input and writes `folder`/00000.npy and so on.
 
     `activations` default to the model's watch list. Each file is float32 and holds minimum, maximum
     and mean over the other axes, channel by channel, of one activation after the other. Items whose
-    file is there are not run again. `execution_precision` is "f32" or "bf16". Raises
-    CalibrationError for an activation that is not finite.
+    file is there are not run again. `execution_precision` is "f32", "bf16" or "auto": bf16 where
+    `PROBES` items show that it moves no range by more than `LARGEST_SHIFT`, else f32. Returns the
+    one that was used; the probes' figures are those of f32. Raises CalibrationError for an
+    activation that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [item for item in range(len(inputs)) if not _item_file(folder, item).exists()]
-    if on_item:
-        on_item(len(inputs) - len(missing), len(inputs))
-    if not missing:  # killed between its last item and its end
-        return
     with reading(xml) as model:
-        request, index = _compiled(model, activations, inputs, execution_precision)
+        collection = _Collection(model, activations, inputs, folder, on_item)
         del model
-        rows = [asdict(one) for one in index]
+        chosen = execution_precision
+        if chosen == "auto":
+            chosen = collection.choose()
+        collection.run(chosen, range(len(inputs)))
+    return chosen
+
+
+class _Collection:
+    """A model and its inputs on the way to a folder of figures."""
+
+    def __init__(
+        self,
+        model: ov.Model,
+        activations: Sequence[Activation] | None,
+        inputs: ModelInputs,
+        folder: Path,
+        on_item: Callable[[int, int], None] | None,
+    ) -> None:
+        model.reshape({name: values.shape for name, values in next(iter(inputs)).items()})
+        self._model, self._index = _watched(model, activations or watch_list(model))
+        self._inputs, self._folder, self._on_item = inputs, folder, on_item
+        rows = [asdict(one) for one in self._index]
         text = json.dumps({"items": len(inputs), "activations": rows})
         (folder / _INDEX).write_text(text, "utf-8")
-        for item, values in enumerate(inputs):
-            if item < missing[0]:
-                continue
-            request.infer(values, share_inputs=True)
-            figures = request.get_tensor(_OUTPUT).data
-            _require_finite(figures, index, item)
-            with written_whole(_item_file(folder, item)) as stream:
-                np.save(stream, figures.astype("f4", copy=False))
-            if on_item:
-                on_item(item + 1, len(inputs))
+        self._compiled: tuple[str, ov.InferRequest] | None = None
 
+    def run(self, precision: str, items: Sequence[int]) -> None:
+        """Writes the files of those `items` that have none."""
+        self._tell()
+        missing = [item for item in items if not _item_file(self._folder, item).exists()]
+        for item, figures in self._figures(precision, missing):
+            with written_whole(_item_file(self._folder, item)) as stream:
+                np.save(stream, figures)
+            self._tell()
 
-def _compiled(
-    model: ov.Model,
-    activations: Sequence[Activation] | None,
-    inputs: ModelInputs,
-    precision: str,
-) -> tuple[ov.InferRequest, tuple[_Collected, ...]]:
-    """Compiles the model with its statistics for inputs of the recorded shapes."""
-    model.reshape({name: values.shape for name, values in next(iter(inputs)).items()})
-    model, index = _watched(model, activations or watch_list(model))
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    return compiled.create_infer_request(), index
+    def choose(self) -> str:
+        """Compares bf16 with f32 on some items, unless an earlier run did, and keeps the choice."""
+        decision = self._folder / _DECISION
+        if not decision.exists():
+            shift = self._shift() if self._can_choose() else None
+            chosen = "f32" if shift is None or shift > LARGEST_SHIFT else "bf16"
+            with written_whole(decision) as stream:
+                stream.write(json.dumps({"precision": chosen, "largest_shift": shift}).encode())
+        return str(json.loads(decision.read_text("utf-8"))["precision"])
+
+    def _can_choose(self) -> bool:
+        capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in capabilities and len(self._inputs) > 2 * PROBES
+
+    def _shift(self) -> float:
+        """How far bf16 moves an end of a range, at most; 1 is the range's width.
+
+        The ends are averaged over the probes, as NNCF averages them over all items.
+        """
+        probes = np.linspace(0, len(self._inputs) - 1, PROBES).astype(int).tolist()
+        self.run("f32", probes)
+        files = (_item_file(self._folder, probe) for probe in probes)
+        exact = np.mean([self._ranges(np.load(file)) for file in files], axis=0)
+        rounded = [self._ranges(figures) for _, figures in self._figures("bf16", probes)]
+        widths = np.maximum(exact[:, 1] - exact[:, 0], np.finfo("f4").tiny)
+        return float((np.abs(np.mean(rounded, axis=0) - exact).max(1) / widths).max())
+
+    def _ranges(self, figures: Array) -> Array:
+        """Lowest and highest value of each activation, [activations, 2]."""
+        found = [one.of(figures) for one in self._index]
+        return np.array([(one[0].min(), one[1].max()) for one in found])
+
+    def _figures(self, precision: str, items: Sequence[int]) -> Iterator[tuple[int, Array]]:
+        """Runs the model on `items`, in rising order, and yields float32 figures."""
+        if not items:
+            return
+        request, wanted = self._request(precision), set(items)
+        for item, values in enumerate(self._inputs):
+            if item in wanted:
+                request.infer(values, share_inputs=True)
+                figures = request.get_tensor(_OUTPUT).data.astype("f4")
+                _require_finite(figures, self._index, item)
+                yield item, figures
+
+    def _request(self, precision: str) -> ov.InferRequest:
+        if self._compiled is None or self._compiled[0] != precision:
+            self._compiled = None  # gives its memory back before the other takes as much
+            config = {"INFERENCE_PRECISION_HINT": precision}
+            compiled = ov.Core().compile_model(self._model, "CPU", config)
+            self._compiled = precision, compiled.create_infer_request()
+        return self._compiled[1]
+
+    def _tell(self) -> None:
+        if self._on_item:
+            items = len(self._inputs)
+            done = sum(_item_file(self._folder, item).exists() for item in range(items))
+            self._on_item(done, items)
 
 
 def _watched(

@@ -14,6 +14,8 @@ from sdcompress.source import Lora, Source
 if TYPE_CHECKING:
     import torch
 
+_ADAPTER = "fused"
+
 
 def load_component(source: Source, component: str, *, stored: bool) -> Any:
     """Returns a torch model: float32, or with `stored` in the checkpoint's own type.
@@ -54,9 +56,6 @@ def stored_dtype(source: Source, part: str) -> "torch.dtype":
             "float16, bfloat16 or float32"
         )
     return known[found.pop()] if len(found) == 1 else torch.float32
-
-
-_ADAPTER = "fused"
 
 
 def _from_folder(source: Source, part: str, dtype: "torch.dtype") -> Any:

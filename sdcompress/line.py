@@ -242,7 +242,10 @@ class Line:
 
         def build(folder: Path, advance: Advance) -> None:
             xml = self.converted / component / IR_NAME
-            self._run(collect, xml, activations, inputs, folder, precision, on_progress=advance)
+            arguments = (xml, activations, inputs, folder, precision)
+            used = self._run(collect, *arguments, on_progress=advance)
+            if precision == "auto":
+                self.progress.notice(f"ranges of {component} are collected in {used}")
 
         key = self._statistics_key(component, activations)
         detail = f"{component}: activations of {len(inputs)} inputs"

@@ -17,6 +17,7 @@ import openvino as ov
 import psutil
 from openvino import opset13 as opset
 
+from sdcompress.activations import PROBES
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
@@ -168,12 +169,15 @@ class _Work:
     def _collection(self, component: str) -> StageEstimate:
         """Statistics of one component; those of UNets are what takes time."""
         options = self.recipe.calibrate
-        precision = options.statistics
+        exact = {"f32": options.samples, "bf16": 0, "auto": PROBES}[options.statistics]
         mapped = self._ir_bytes(component)
-        weights = (4 if precision == "f32" else 2) * self._parameters(component)
+        weights = (4 if exact else 2) * self._parameters(component)
         seconds = _LOAD_SECONDS
         if component == "unet":
-            seconds += options.samples * self._seconds(self.model.unet_macs, precision)
+            seconds += exact * self._seconds(self.model.unet_macs, "f32")
+            # What auto compares is run in both.
+            rounded = options.samples - (exact if options.statistics == "f32" else 0)
+            seconds += rounded * self._seconds(self.model.unet_macs, "bf16")
         return StageEstimate(
             "ranges",
             f"{component}: {options.samples} inputs",

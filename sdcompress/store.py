@@ -2,8 +2,8 @@
 
 A stage writes to a temporary folder that is renamed into place when complete, so an entry either
 exists whole or not at all, whatever kills the process. Long stages keep what they have written when
-they are killed, and go on from there. An entry is reused only when the hash of
-its inputs matches, never because a file happens to exist.
+they are killed, and go on from there. An entry is reused only when the hash of its inputs matches,
+never because a file happens to exist.
 """
 
 import hashlib

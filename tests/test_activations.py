@@ -7,25 +7,24 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from sdcompress.activations import Activation, Statistics, collect, watch_list
+from sdcompress import activations
+from sdcompress.activations import PROBES, Activation, Statistics, collect, watch_list
 from sdcompress.errors import CalibrationError
 from sdcompress.ir import IR_NAME
 
 
 class Inputs:
-    """Three UNet inputs; counts how often one is handed out."""
+    """UNet inputs, noise at timesteps from the whole trajectory."""
 
     def __init__(self, items: int = 3) -> None:
         self.items = items
-        self.read = 0
 
     def __len__(self) -> int:
         return self.items
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         random = np.random.default_rng(1)
-        for step in (901, 501, 1)[: self.items]:
-            self.read += 1
+        for step in np.linspace(901, 1, self.items).astype(int):
             yield {
                 "sample": random.standard_normal((1, 4, 16, 16), dtype=np.float32),
                 "timestep": np.array(step),
@@ -64,32 +63,37 @@ def test_figures_are_those_of_the_activations_themselves(xml: Path, statistics: 
 
 
 def test_a_killed_run_goes_on_with_the_next_item(xml: Path, tmp_path: Path) -> None:
-    activations = watch_list(ov.Core().read_model(xml))[:5]
+    watched = watch_list(ov.Core().read_model(xml))[:5]
 
     def stop(done: int, _total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(xml, activations, Inputs(), tmp_path, "f32", stop)
+        collect(xml, watched, Inputs(), tmp_path, "f32", stop)
     kept = sorted(tmp_path.glob("*.npy"))
     assert len(kept) == 2
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in kept]
     steps: list[int] = []
-    collect(xml, activations, Inputs(), tmp_path, "f32", lambda done, _: steps.append(done))
+    collect(xml, watched, Inputs(), tmp_path, "f32", lambda done, _: steps.append(done))
     assert steps == [2, 3]
     assert before == [(file.stat().st_mtime_ns, file.read_bytes()) for file in kept]
     whole = tmp_path / "whole"
-    collect(xml, activations, Inputs(), whole, "f32")
+    collect(xml, watched, Inputs(), whole, "f32")
     for item in range(3):
         name = f"{item:05d}.npy"
         np.testing.assert_array_equal(np.load(tmp_path / name), np.load(whole / name))
 
 
+needs_bf16 = pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor has no BF16",
+)
+
+
+@needs_bf16
 def test_bf16_changes_ranges_little(xml: Path, tmp_path: Path, statistics: Statistics) -> None:
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this processor has no BF16")
-    collect(xml, None, Inputs(1), tmp_path, "bf16")
+    assert collect(xml, None, Inputs(), tmp_path, "bf16") == "bf16"
     rounded = Statistics(tmp_path)
     for one in watch_list(ov.Core().read_model(xml)):
         (low, high, _), _ = statistics.read(one.node, one.port, 0, one.axis)
@@ -97,6 +101,49 @@ def test_bf16_changes_ranges_little(xml: Path, tmp_path: Path, statistics: Stati
         span = high.max() - low.min()
         assert abs(high16.max() - high.max()) < 0.05 * span
         assert abs(low16.min() - low.min()) < 0.05 * span
+
+
+@needs_bf16
+def test_bf16_is_chosen_when_it_moves_ranges_less_than_the_bound(
+    xml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Inputs(2 * PROBES + 1)
+    # Behind these, sums in bf16 depend on how threads share them, and differ from run to run.
+    found = watch_list(ov.Core().read_model(xml))
+    watched = [one for one in found if "down_blocks.0" in one.node][::6]
+    folders = {name: tmp_path / name for name in ("f32", "bf16", "below", "above")}
+    collect(xml, watched, inputs, folders["f32"], "f32")
+    collect(xml, watched, inputs, folders["bf16"], "bf16")
+    shift = largest_shift(Statistics(folders["f32"]), Statistics(folders["bf16"]))
+    monkeypatch.setattr(activations, "LARGEST_SHIFT", 1.001 * shift)
+    assert collect(xml, watched, inputs, folders["below"], "auto") == "bf16"
+    monkeypatch.setattr(activations, "LARGEST_SHIFT", 0.999 * shift)
+    assert collect(xml, watched, inputs, folders["above"], "auto") == "f32"
+    for item in range(len(inputs)):
+        figures = {name: np.load(one / f"{item:05d}.npy") for name, one in folders.items()}
+        probed = item in np.linspace(0, len(inputs) - 1, PROBES).astype(int)
+        np.testing.assert_array_equal(figures["above"], figures["f32"])
+        np.testing.assert_array_equal(figures["below"], figures["f32" if probed else "bf16"])
+        assert (figures["f32"] != figures["bf16"]).any()
+    # The choice is kept with what was collected by it.
+    assert collect(xml, watched, inputs, folders["below"], "auto") == "bf16"
+
+
+def largest_shift(exact: Statistics, rounded: Statistics) -> float:
+    probes = np.linspace(0, exact.items - 1, PROBES).astype(int)
+    shifts = []
+    for node, port in exact.names():
+        ends = []
+        for one in (exact, rounded):
+            items = [one.read(node, port, probe)[0] for probe in probes]
+            ends.append(np.mean([(low.min(), high.max()) for low, high, _ in items], axis=0))
+        shifts.append(np.abs(ends[1] - ends[0]).max() / (ends[0][1] - ends[0][0]))
+    return float(max(shifts))
+
+
+def test_few_items_are_not_worth_a_comparison(xml: Path, tmp_path: Path) -> None:
+    watched = watch_list(ov.Core().read_model(xml))[:2]
+    assert collect(xml, watched, Inputs(), tmp_path, "auto") == "f32"
 
 
 def test_overflowing_activations_are_named(xml: Path, tmp_path: Path) -> None:
