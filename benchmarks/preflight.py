@@ -2,8 +2,8 @@
 
 ``make bench-preflight`` runs `sd21_base_int8` with a reduced evaluation on the model that
 benchmarks/compression.py made, and prints expected and measured time and memory of each kind of
-stage, and the disk taken. About 20 minutes on two cores. What finished stages took is kept with
-them; `--fresh` builds them anew.
+stage, and the disk taken. About 20 minutes on two cores; a run that is there already is compared
+again, unless `--fresh`.
 """
 
 import argparse
@@ -43,14 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("build/benchmarks/sd21/model"))
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/sd21_run"))
-    parser.add_argument("--fresh", action="store_true", help="build every stage anew")
+    parser.add_argument("--fresh", action="store_true", help="run it again")
     options = parser.parse_args()
     file = shipped_folder("recipes") / "sd21_base_int8.yaml"
     recipe = load_recipe(file, (f"model={options.model.resolve()}", *REDUCED))
     expected = _expected(recipe)
     output = options.work.resolve() / "sd21_base_int8"
-    quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
-    report = json.loads((output / "report/report.json").read_text(encoding="utf-8"))
+    record = output / "report/report.json"
+    if options.fresh or not record.exists():
+        quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
+    report = json.loads(record.read_text(encoding="utf-8"))
     print(f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}\n")
     print("| stage | time, expected | measured | memory, expected | measured |")
     print("|---|---|---|---|---|")

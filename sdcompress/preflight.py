@@ -2,11 +2,12 @@
 
 Memory follows from the sizes of the model's parts and from what each stage holds of them. Time is
 the model's multiply-accumulates over the speed of this machine, which a convolution of the model's
-kind is run for. The factors below follow from single measurements of a full-size Stable Diffusion
-2.1 on one machine; the report's stages say what a run really took.
+kind is run for. The factors below were fitted to the measurements of a full-size Stable Diffusion
+2.1 in docs/benchmarks.md, which also compares a run with its estimate.
 """
 
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -23,25 +24,28 @@ from sdcompress.errors import PreflightError
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
 
 STAGES = ("convert", "calibrate", "ranges", "compress", "draw", "sqnr", "measure", "bundle")
-# Resident bytes of a process before it has read a model.
+# Resident bytes of a process before it has read a model, and of the one that waits for it.
 _RUNTIME_BYTES = 0.15e9
+_WAITING_BYTES = 0.25e9
 _NNCF_BYTES = 0.28e9
 _TORCH_BYTES = 0.60e9
 _TRACING_BYTES = 0.46e9
 # What a UNet's and a VAE decoder's activations take, in float32, a pixel of the picture.
 _DENOISING_BYTES_PIXEL = 1150
 _DECODING_BYTES_PIXEL = 3200
-# What compression holds beside the mapped weights, in bytes a parameter.
-_HELD_BYTES = {"smoothed": 2.3, "weights": 1.1, "accurate": 15.0}
+# What compression holds in bytes a parameter.
+_HELD_BYTES = {"smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
 # What a whole network reaches of the speed of one convolution, by execution precision.
-_EFFICIENCY = {"f32": 0.80, "bf16": 0.80}
+_EFFICIENCY = {"f32": 0.78, "bf16": 0.66}
+_COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
 _QUANTIZED = {"int8": 0.62, "hybrid": 0.75}
-_CONVERT_SECONDS = 20.0  # libraries and tokenizer
-_CONVERT_SECONDS_BYTE = 15e-9
-_LOAD_SECONDS = 12.0
-_COMPRESS_SECONDS_PARAMETER = {"int8": 55e-9, "hybrid": 55e-9, "int8_weights": 25e-9}
+_CONVERT_SECONDS = 16.0  # libraries and tokenizer
+_CONVERT_SECONDS_BYTE = 12e-9
+_LOAD_SECONDS = 22.0
+_COMPILE_SECONDS = 10.0
+_COMPRESS_SECONDS_PARAMETER = {"int8": 80e-9, "hybrid": 65e-9, "int8_weights": 25e-9}
 _PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
 
 
@@ -149,7 +153,7 @@ class _Work:
             "convert",
             "checkpoint to OpenVINO IR",
             _CONVERT_SECONDS + _CONVERT_SECONDS_BYTE * stored,
-            _TORCH_BYTES + _TRACING_BYTES + largest,
+            _WAITING_BYTES + _TORCH_BYTES + _TRACING_BYTES + largest,
             largest,
         )
         if self.recipe.compress.needs_calibration:
@@ -164,31 +168,35 @@ class _Work:
     def _recording(self) -> StageEstimate:
         calls = self.recipe.calibrate.prompts * self.recipe.sampling.unet_calls
         seconds = _LOAD_SECONDS + calls * self._step_seconds("f32")
-        return StageEstimate("calibrate", f"{calls} UNet calls", seconds, *self._pipeline(4, 0))
+        peak, mapped = self._pipeline(4, 0)
+        return StageEstimate(
+            "calibrate", f"{calls} UNet calls", seconds, _WAITING_BYTES + peak, mapped
+        )
 
     def _collection(self, component: str) -> StageEstimate:
         """Statistics of one component; those of UNets are what takes time."""
         options = self.recipe.calibrate
         exact = {"f32": options.samples, "bf16": 0, "auto": PROBES}[options.statistics]
-        mapped = self._ir_bytes(component)
+        # What auto compares is run in both precisions.
+        rounded = 0 if options.statistics == "f32" else options.samples
         weights = (4 if exact else 2) * self._parameters(component)
-        seconds = _LOAD_SECONDS
+        seconds = _LOAD_SECONDS + (_COMPILE_SECONDS if exact and rounded else 0)
         if component == "unet":
-            seconds += exact * self._seconds(self.model.unet_macs, "f32")
-            # What auto compares is run in both.
-            rounded = options.samples - (exact if options.statistics == "f32" else 0)
-            seconds += rounded * self._seconds(self.model.unet_macs, "bf16")
+            one = {kind: self._seconds(self.model.unet_macs, kind) for kind in _EFFICIENCY}
+            seconds += _COLLECTING * (exact * one["f32"] + rounded * one["bf16"])
+        mapped = self._resident_mapping(component)
+        working = self.model.pixels * _DENOISING_BYTES_PIXEL
         return StageEstimate(
             "ranges",
             f"{component}: {options.samples} inputs",
             seconds,
-            _RUNTIME_BYTES + self.model.pixels * _DENOISING_BYTES_PIXEL + weights + mapped,
+            _WAITING_BYTES + _RUNTIME_BYTES + working + weights + mapped,
             mapped,
         )
 
     def _compression(self, component: str) -> StageEstimate:
         options = self.recipe.compress.method_of(component)
-        parameters, mapped = self._parameters(component), self._ir_bytes(component)
+        parameters, mapped = self._parameters(component), self._resident_mapping(component)
         held = 0.0
         if isinstance(options, ActivationQuantization):
             kind = "smoothed" if options.needs_statistics else "accurate"
@@ -200,7 +208,7 @@ class _Work:
             "compress",
             f"{component}: {options.method}",
             seconds,
-            _NNCF_BYTES + mapped + held,
+            _WAITING_BYTES + _NNCF_BYTES + mapped + held,
             mapped,
         )
 
@@ -258,6 +266,10 @@ class _Work:
         return (4.0 if as_fp32 else part.stored_bytes / part.parameters) * self._parameters(
             component
         )
+
+    def _resident_mapping(self, component: str) -> float:
+        """What stays of a mapped file that `sdcompress.mapping` gives back: on Linux nothing."""
+        return 0.0 if sys.platform.startswith("linux") else self._ir_bytes(component)
 
     def _pipeline(self, bytes_per_weight: int, bytes_per_pixel: float) -> tuple[float, float]:
         """Peak and mapped bytes of the runtime with all parts compiled that draw."""
