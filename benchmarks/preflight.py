@@ -12,12 +12,14 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdcompress.architecture import read_architecture
 from sdcompress.demo import CLIP_DIR
+from sdcompress.errors import QualityGateFailed
 from sdcompress.preflight import Estimate, estimate, measure_speed
 from sdcompress.processor import processor_brand
 from sdcompress.progress import TerminalProgress
@@ -51,8 +53,11 @@ def main() -> None:
     output = options.work.resolve() / "sd21_base_int8"
     record = output / "report/report.json"
     if options.fresh or not record.exists():
-        quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
+        with suppress(QualityGateFailed):  # the report is what is wanted
+            quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
     report = json.loads(record.read_text(encoding="utf-8"))
+    if report["recipe"] != recipe.as_dict():
+        raise SystemExit(f"{output} is of another model or recipe: choose --work, or --fresh")
     print(f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}\n")
     print("| stage | time, expected | measured | memory, expected | measured |")
     print("|---|---|---|---|---|")

@@ -19,6 +19,7 @@ from openvino import opset13 as opset
 from sdcompress.errors import CalibrationError, CompressionError
 from sdcompress.mapping import reading
 from sdcompress.precision import weight_constant
+from sdcompress.processor import executes_bf16
 from sdcompress.store import written_whole
 
 Array = np.ndarray[Any, Any]
@@ -140,10 +141,14 @@ def collect(
     `activations` default to the model's watch list. Each file is float32 and holds minimum, maximum
     and mean over the other axes, channel by channel, of one activation after the other. Items whose
     file is there are not run again. `execution_precision` is "f32", "bf16" or "auto": bf16 where
-    `PROBES` items show that it moves no range by more than `LARGEST_SHIFT`, else f32. Returns the
-    one that was used; the probes' figures are those of f32. Raises CalibrationError for an
-    activation that is not finite.
+    `PROBES` items show that it moves no activation's range by more than `LARGEST_SHIFT`, else f32,
+    as for few items. Returns the one that was used; the probes' figures are those of f32. Raises
+    CalibrationError for an activation that is not finite, and for bf16 where there is none.
     """
+    if execution_precision == "bf16" and not executes_bf16():
+        raise CalibrationError(
+            "calibrate.statistics is bf16, but this processor has no BF16: use f32 or auto"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with reading(xml) as model:
         collection = _Collection(model, activations, inputs, folder, on_item)
@@ -153,6 +158,11 @@ def collect(
             chosen = collection.choose()
         collection.run(chosen, range(len(inputs)))
     return chosen
+
+
+def worth_comparing(items: int) -> bool:
+    """Tells whether "auto" compares precisions: bf16 has to exist and items have to be left."""
+    return executes_bf16() and items > 2 * PROBES
 
 
 class _Collection:
@@ -187,15 +197,11 @@ class _Collection:
         """Compares bf16 with f32 on some items, unless an earlier run did, and keeps the choice."""
         decision = self._folder / _DECISION
         if not decision.exists():
-            shift = self._shift() if self._can_choose() else None
+            shift = self._shift() if worth_comparing(len(self._inputs)) else None
             chosen = "f32" if shift is None or shift > LARGEST_SHIFT else "bf16"
             with written_whole(decision) as stream:
                 stream.write(json.dumps({"precision": chosen, "largest_shift": shift}).encode())
         return str(json.loads(decision.read_text("utf-8"))["precision"])
-
-    def _can_choose(self) -> bool:
-        capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "BF16" in capabilities and len(self._inputs) > 2 * PROBES
 
     def _shift(self) -> float:
         """How far bf16 moves an end of a range, at most; 1 is the range's width.

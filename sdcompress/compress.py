@@ -81,7 +81,7 @@ def compress(
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
     with reading(baseline / IR_NAME) as original:
         try:
-            with quiet_libraries(), _without_collection():
+            with quiet_libraries():
                 model = _METHODS[type(options)](original, options, recorded, has_vnni, on_step)
         except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
             raise CompressionError(
@@ -145,13 +145,17 @@ def _int8_weights(model: ov.Model, options: Int8Weights, *_: Any) -> ov.Model:
     import nncf
 
     modes = nncf.CompressWeightsMode
-    kinds = {operation.get_type_name() for operation in model.get_ops()}
-    kept = [] if options.convolutions else sorted(kinds & {"Convolution"})
     return nncf.compress_weights(
         model,
         mode=modes.INT8_SYM if options.symmetric else modes.INT8_ASYM,
-        ignored_scope=_scope(options.ignored, IgnoredScope(types=kept)),
+        ignored_scope=_scope(options.ignored, _convolutions(model, options)),
     )
+
+
+def _convolutions(model: ov.Model, options: Int8Weights | Int4Weights) -> IgnoredScope:
+    """The convolutions, unless they are to be compressed; NNCF refuses types that are not there."""
+    kinds = {operation.get_type_name() for operation in model.get_ops()}
+    return IgnoredScope(types=[] if options.convolutions else sorted(kinds & {"Convolution"}))
 
 
 def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
@@ -169,7 +173,7 @@ def _int4_weights(model: ov.Model, options: Int4Weights, *_: Any) -> ov.Model:
         ratio=options.ratio,
         group_size=options.group_size,
         all_layers=options.all_layers,
-        ignored_scope=_scope(options.ignored),
+        ignored_scope=_scope(options.ignored, _convolutions(model, options)),
         advanced_parameters=adjust if options.group_size > 0 else None,
     )
 
@@ -212,7 +216,8 @@ def _quantize(
     if not options.needs_statistics:
         inputs = recorded.inputs
         return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), **parameters)
-    return quantize(model, Statistics(*recorded.statistics), parameters, on_step)
+    with _without_collection():
+        return quantize(model, Statistics(*recorded.statistics), parameters, on_step)
 
 
 def _parameters(

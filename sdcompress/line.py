@@ -20,7 +20,7 @@ from sdcompress.errors import CalibrationError
 from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
 from sdcompress.ir import IR_NAME
 from sdcompress.isolation import run_isolated
-from sdcompress.processor import has_vnni
+from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Calibrate, Recipe
@@ -117,6 +117,15 @@ def _record(
     calibrate(pipeline, prompts, options, settings, folder, advance)
 
 
+def run_apart(
+    source: Source, function: Callable[..., T], *arguments: Any, on_progress: Advance
+) -> T:
+    """Calls ``function(*arguments, on_progress)``, for a large model in a process of its own."""
+    if source.weight_bytes < SMALL_MODEL_BYTES:
+        return function(*arguments, on_progress)
+    return run_isolated(function, *arguments, on_progress=on_progress)
+
+
 @dataclass(frozen=True)
 class Line:
     """One recipe on one store."""
@@ -156,10 +165,7 @@ class Line:
         )
 
     def _run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
-        """Calls ``function(*arguments, on_progress)``, for a large model in its own process."""
-        if self.source.weight_bytes < SMALL_MODEL_BYTES:
-            return function(*arguments, on_progress)
-        return run_isolated(function, *arguments, on_progress=on_progress)
+        return run_apart(self.source, function, *arguments, on_progress=on_progress)
 
     @cached_property
     def calibrated_key(self) -> str:
@@ -227,6 +233,7 @@ class Line:
             component=component,
             batch=self._batch(component),
             precision=self.recipe.calibrate.statistics,
+            executes_bf16=executes_bf16(),
             activations=activations and [asdict(one) for one in activations],
             tools={"openvino": version("openvino")},
         )

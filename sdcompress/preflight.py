@@ -18,7 +18,7 @@ import openvino as ov
 import psutil
 from openvino import opset13 as opset
 
-from sdcompress.activations import PROBES
+from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
@@ -45,7 +45,14 @@ _CONVERT_SECONDS = 16.0  # libraries and tokenizer
 _CONVERT_SECONDS_BYTE = 12e-9
 _LOAD_SECONDS = 22.0
 _COMPILE_SECONDS = 10.0
-_COMPRESS_SECONDS_PARAMETER = {"int8": 80e-9, "hybrid": 65e-9, "int8_weights": 25e-9}
+_COMPRESS_SECONDS_PARAMETER = {
+    "int8": 80e-9,
+    "hybrid": 65e-9,
+    "int8_weights": 25e-9,
+    "int4_weights": 25e-9,
+    "fp16": 4e-9,
+}
+_MEASURING_SECONDS = 2.0
 _PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
 
 
@@ -119,7 +126,8 @@ def _macs_per_second(device: str, precision: str | None) -> float:
     feed = random.standard_normal((2, channels, size, size), dtype=np.float32)
     request.infer([feed])
     seconds = []
-    for _ in range(5):
+    until = time.perf_counter() + _MEASURING_SECONDS  # long enough to outlast a hiccup
+    while time.perf_counter() < until:
         start = time.perf_counter()
         request.infer([feed])
         seconds.append(time.perf_counter() - start)
@@ -154,7 +162,7 @@ class _Work:
             "checkpoint to OpenVINO IR",
             _CONVERT_SECONDS + _CONVERT_SECONDS_BYTE * stored,
             _WAITING_BYTES + _TORCH_BYTES + _TRACING_BYTES + largest,
-            largest,
+            largest if self.recipe.convert.weights == "stored" else 0.0,
         )
         if self.recipe.compress.needs_calibration:
             yield self._recording()
@@ -174,23 +182,28 @@ class _Work:
         )
 
     def _collection(self, component: str) -> StageEstimate:
-        """Statistics of one component; those of UNets are what takes time."""
-        options = self.recipe.calibrate
-        exact = {"f32": options.samples, "bf16": 0, "auto": PROBES}[options.statistics]
-        # What auto compares is run in both precisions.
-        rounded = 0 if options.statistics == "f32" else options.samples
+        """Statistics of one component; where "auto" compares, it is expected to choose bf16."""
+        options, model = self.recipe.calibrate, self.model
+        items, macs, working = {
+            "unet": (options.samples, model.unet_macs, _DENOISING_BYTES_PIXEL),
+            "text_encoder": (2 * options.prompts, model.text_encoder_macs, 0),
+            "vae_decoder": (options.prompts, model.vae_decoder_macs, _DECODING_BYTES_PIXEL),
+        }[component]
+        precision = options.statistics
+        if precision == "auto" and not worth_comparing(items):
+            precision = "f32"
+        exact = {"f32": items, "bf16": 0, "auto": PROBES}[precision]
+        rounded = 0 if precision == "f32" else items  # what auto compares is run in both
         weights = (4 if exact else 2) * self._parameters(component)
-        seconds = _LOAD_SECONDS + (_COMPILE_SECONDS if exact and rounded else 0)
-        if component == "unet":
-            one = {kind: self._seconds(self.model.unet_macs, kind) for kind in _EFFICIENCY}
-            seconds += _COLLECTING * (exact * one["f32"] + rounded * one["bf16"])
+        seconds = _LOAD_SECONDS + (_COMPILE_SECONDS if precision == "auto" else 0)
+        for count, kind in ((exact, "f32"), (rounded, "bf16")):
+            seconds += _COLLECTING * count * self._seconds(macs, kind)
         mapped = self._resident_mapping(component)
-        working = self.model.pixels * _DENOISING_BYTES_PIXEL
         return StageEstimate(
             "ranges",
-            f"{component}: {options.samples} inputs",
+            f"{component}: {items} inputs",
             seconds,
-            _WAITING_BYTES + _RUNTIME_BYTES + working + weights + mapped,
+            _WAITING_BYTES + _RUNTIME_BYTES + model.pixels * working + weights + mapped,
             mapped,
         )
 
@@ -203,10 +216,13 @@ class _Work:
             held = _HELD_BYTES[kind] * parameters
         elif not isinstance(options, Fp16):
             held = _HELD_BYTES["weights"] * parameters
-        seconds = 5 + _COMPRESS_SECONDS_PARAMETER.get(options.method, 4e-9) * parameters
+        seconds = 5 + _COMPRESS_SECONDS_PARAMETER[options.method] * parameters
+        detail = f"{component}: {options.method}"
+        if isinstance(options, ActivationQuantization) and not options.needs_statistics:
+            detail += ", at least"  # NNCF runs the model itself, as often as it finds useful
         return StageEstimate(
             "compress",
-            f"{component}: {options.method}",
+            detail,
             seconds,
             _WAITING_BYTES + _NNCF_BYTES + mapped + held,
             mapped,
@@ -240,7 +256,9 @@ class _Work:
         total = compressed * (("compress" not in skipped) + ("bundle" not in skipped))
         if "convert" not in skipped:
             total += sum(self._ir_bytes(component) for component in COMPONENTS)
-        if recipe.compress.needs_calibration and "ranges" not in skipped:
+        unet = recipe.compress.unet
+        collects = isinstance(unet, ActivationQuantization) and unet.needs_statistics
+        if collects and "ranges" not in skipped:
             total += recipe.calibrate.samples * _STATISTIC_BYTES * model.unet_channels
         return total
 
@@ -268,7 +286,10 @@ class _Work:
         )
 
     def _resident_mapping(self, component: str) -> float:
-        """What stays of a mapped file that `sdcompress.mapping` gives back: on Linux nothing."""
+        """What counts of a mapped file that `sdcompress.mapping` gives back again and again.
+
+        On Linux nothing: what of it is resident for a moment is in the factors.
+        """
         return 0.0 if sys.platform.startswith("linux") else self._ir_bytes(component)
 
     def _pipeline(self, bytes_per_weight: int, bytes_per_pixel: float) -> tuple[float, float]:
@@ -306,32 +327,32 @@ def require_room(expected: Estimate, folder: Path) -> None:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be used without swapping, within the limit of a Linux control group."""
+    """Memory that can be used without swapping, within the limits of Linux control groups."""
     available = int(psutil.virtual_memory().available)
-    group = _control_group()
-    if group is None:
-        return available
-    limit = (group / "memory.max").read_text(encoding="ascii").strip()
-    if limit == "max":
-        return available
-    used = int((group / "memory.current").read_text(encoding="ascii"))
-    statistics = (group / "memory.stat").read_text(encoding="ascii").split()
-    values = dict(zip(statistics[::2], map(int, statistics[1::2]), strict=True))
-    reclaimable = values.get("inactive_file", 0) + values.get("active_file", 0)
-    return max(0, min(available, int(limit) - used + reclaimable))
-
-
-def _control_group() -> Path | None:
-    """The folder of this process's control group (version 2), where there is one with a limit."""
     own = Path("/proc/self/cgroup")
     if not own.exists():
-        return None
-    for line in own.read_text(encoding="ascii").splitlines():
-        if line.startswith("0::"):
-            group = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
-            if (group / "memory.max").exists():
-                return group
-    return None
+        return available
+    root = Path("/sys/fs/cgroup")
+    return min([available, *_left_in_groups(root, own.read_text(encoding="ascii"))])
+
+
+def _left_in_groups(root: Path, membership: str) -> Iterator[int]:
+    """Yields what a process may still take in its control group and in all above (version 2).
+
+    Files that the system would drop do not count as taken.
+    """
+    for line in membership.splitlines():
+        if not line.startswith("0::"):
+            continue
+        group = root / line.removeprefix("0::").lstrip("/")
+        for one in (group, *group.parents):
+            limit = one / "memory.max"
+            if limit.exists() and (allowed := limit.read_text("ascii").strip()) != "max":
+                words = (one / "memory.stat").read_text("ascii").split()
+                values = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+                files = values.get("inactive_file", 0) + values.get("active_file", 0)
+                used = int((one / "memory.current").read_text("ascii"))
+                yield max(0, int(allowed) - used + files)
 
 
 def _existing(folder: Path) -> Path:

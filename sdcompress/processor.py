@@ -21,6 +21,14 @@ def has_vnni() -> bool:
 
 
 @cache
+def executes_bf16() -> bool:
+    """True where OpenVINO's CPU plugin multiplies in bfloat16."""
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@cache
 def processor_brand() -> str:
     """Returns the processor's name."""
     return str(cpuinfo.get_cpu_info().get("brand_raw", "unknown"))

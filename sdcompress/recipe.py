@@ -96,7 +96,7 @@ class Calibrate(Section):
 
     `statistics` is the execution precision in which ranges are collected on them. f32 gives the
     ranges of the model itself, bf16 takes less time where the processor has it; auto takes bf16
-    when a few inputs show that it moves no range by more than 2 %, and else f32.
+    when a few inputs show that it moves no activation's range by more than 2 %, and else f32.
     """
 
     prompt_set: str = "sd"
@@ -123,8 +123,8 @@ class Fp16(Section):
 class Int8Weights(Section):
     """8-bit weights, floating-point activations. Needs no calibration.
 
-    Devices multiply by the compressed weights of linear layers, but those of convolutions they
-    unpack when the model is compiled: `convolutions` makes files smaller, and memory larger.
+    OpenVINO's CPU plugin multiplies by the compressed weights of linear layers, but unpacks those
+    of convolutions when it compiles a model: `convolutions` makes files smaller, and memory larger.
     """
 
     method: Literal["int8_weights"]
@@ -134,10 +134,11 @@ class Int8Weights(Section):
 
 
 class Int4Weights(Section):
-    """4-bit weights for linear layers; convolutions and embeddings stay at 8 bits.
+    """4-bit weights for linear layers; embeddings stay at 8 bits.
 
-    `group_size` columns share a scale (-1: a whole row). It shrinks by itself for layers whose
-    channel count it does not divide. `ratio` is the share of the linear weights that get 4 bits.
+    `convolutions`, explained at `int8_weights`, puts convolutions at 8 bits, too. `group_size`
+    columns share a scale (-1: a whole row). It shrinks by itself for layers whose channel count it
+    does not divide. `ratio` is the share of the linear weights that get 4 bits.
     """
 
     method: Literal["int4_weights"]
@@ -145,6 +146,7 @@ class Int4Weights(Section):
     group_size: Literal[-1, 32, 64, 128, 256] = 64
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     all_layers: bool = False
+    convolutions: bool = False
     ignored: IgnoredScope = IgnoredScope()
 
 

@@ -32,7 +32,7 @@ _STAGE = "stage.json"
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage: how long it took when it was built, and the most memory of that run's processes.
+    """A stage: how long the run took that finished it, and the most memory of its processes.
 
     `peak_rss_bytes` is resident memory, mapped files included, at ten samples a second.
     """
@@ -92,12 +92,16 @@ class Store:
                 entry.rename(self.scratch / f"{entry.name}.replaced")
             _move(temporary, entry)
         self.built.add(entry)
-        self.log.append(read_record(entry / _STAGE, StageRecord))
-        return entry
+        return self._remember(entry)
 
     def _reuse(self, entry: Path, progress: Progress, name: str, detail: str) -> Path:
         progress.reused(name, detail)
-        self.log.append(read_record(entry / _STAGE, StageRecord))
+        return self._remember(entry)
+
+    def _remember(self, entry: Path) -> Path:
+        record = read_record(entry / _STAGE, StageRecord)
+        if record not in self.log:  # a stage may be asked for several times
+            self.log.append(record)
         return entry
 
     @contextmanager

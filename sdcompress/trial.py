@@ -23,6 +23,7 @@ from sdcompress.evaluate.records import Evaluation, Performance, Scores, UnetSqn
 from sdcompress.line import Judging, Line
 from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance
+from sdcompress.prompts import Prompt
 from sdcompress.source import sha256_of
 from sdcompress.store import key_of
 
@@ -39,19 +40,23 @@ class Trial:
     candidate_key: str
 
     @cached_property
-    def contest(self) -> Contest:
-        options = self.line.recipe.evaluate
-        prompts = tuple(
-            replace(prompt, negative=prompt.negative or options.negative_prompt)
-            for prompt in self.judging.prompts
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The evaluation prompts, each with the recipe's negative prompt unless it has its own."""
+        usual = self.line.recipe.evaluate.negative_prompt
+        return tuple(
+            replace(prompt, negative=prompt.negative or usual) for prompt in self.judging.prompts
         )
+
+    @cached_property
+    def contest(self) -> Contest:
+        """The two sides. The model is converted for it if it has not been."""
         return Contest(
             baseline=self.line.converted,
             candidate=self.candidate,
             device=self.line.recipe.device,
             settings=self.line.settings,
-            prompts=prompts,
-            seed=options.seed,
+            prompts=self.prompts,
+            seed=self.line.recipe.evaluate.seed,
             scorer=self.judging.scorer,
         )
 
@@ -86,14 +91,13 @@ class Trial:
 
     def _key(self, *, side: str | None, **inputs: object) -> str:
         """Hashes the contest, with both models or only the one of `side`, and further inputs."""
-        contest = self.contest
         models = {"baseline": self.line.converted_key, "compressed": self.candidate_key}
         return key_of(
             models=models if side is None else {side: models[side]},
-            device=contest.device,
-            settings=asdict(contest.settings),
-            prompts=[asdict(prompt) for prompt in contest.prompts],
-            seed=contest.seed,
+            device=self.line.recipe.device,
+            settings=asdict(self.line.settings),
+            prompts=[asdict(prompt) for prompt in self.prompts],
+            seed=self.line.recipe.evaluate.seed,
             openvino=version("openvino"),
             processor=[processor_brand(), os.cpu_count(), *sorted(processor_flags())],
             **inputs,
@@ -121,6 +125,29 @@ class Trial:
         )
         return Pictures.load(drawn)
 
+    def finished(self) -> set[str]:
+        """The names of the long stages that need not be run."""
+        keys = {
+            "draw": [self._key(side=side) for side in ("baseline", "compressed")],
+            "sqnr": [self._sqnr_key],
+            "measure": [self._performance_key],
+        }
+        store = self.line.store
+        return {name for name, needed in keys.items() if all(store.has(name, k) for k in needed)}
+
+    @property
+    def _sqnr_prompts(self) -> int:
+        return min(self.line.recipe.evaluate.sqnr_prompts, len(self.prompts))
+
+    @property
+    def _sqnr_key(self) -> str:
+        return self._key(side=None, sqnr_prompts=self._sqnr_prompts)
+
+    @property
+    def _performance_key(self) -> str:
+        images = self.line.recipe.evaluate.timed_images
+        return self._key(side=None, timed_images=images, baseline_precision=BASELINE_PRECISION)
+
     def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
         files = (file for file in self.contest.scorer.folder.iterdir() if file.is_file())
         scorer = {file.name: sha256_of(file) for file in files}
@@ -135,11 +162,11 @@ class Trial:
         )
 
     def _sqnr(self) -> UnetSqnr:
-        count = min(self.line.recipe.evaluate.sqnr_prompts, len(self.contest.prompts))
+        count = self._sqnr_prompts
         return self.line.store.record(
             self.line.progress,
             "sqnr",
-            self._key(side=None, sqnr_prompts=count),
+            self._sqnr_key,
             f"UNet output error over {count} prompts",
             UnetSqnr,
             lambda advance: measure_sqnr(self.contest, count, advance),
@@ -150,7 +177,7 @@ class Trial:
         return self.line.store.record(
             self.line.progress,
             "measure",
-            self._key(side=None, timed_images=images, baseline_precision=BASELINE_PRECISION),
+            self._performance_key,
             "time and memory, sides in turn",
             Performance,
             lambda advance: measure_performance(self.contest, images, advance),

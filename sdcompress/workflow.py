@@ -24,7 +24,14 @@ from sdcompress.errors import BundleError, InputError, OutputBusyError, QualityG
 from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
 from sdcompress.gate import judge
 from sdcompress.ir import IR_NAME, ir_bytes
-from sdcompress.line import SMALL_MODEL_BYTES, Line, Material, find_judging, find_material
+from sdcompress.line import (
+    SMALL_MODEL_BYTES,
+    Line,
+    Material,
+    find_judging,
+    find_material,
+    run_apart,
+)
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.preflight import STAGES, describe, estimate, measure_speed, require_room
 from sdcompress.progress import Progress, SilentProgress
@@ -75,13 +82,15 @@ def quantize(
     material = find_material(recipe, shown)
     judging = find_judging(recipe, material)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
-        _preflight(line, target, STAGES, refuse=not ignore_preflight)
         result = line.store.scratch / "result"
+        candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
+        trial = Trial(line, judging, result, candidate_key)
+        wanted = set(STAGES) - line.finished() - trial.finished()
+        _preflight(line, target, wanted, refuse=not ignore_preflight)
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
-        candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
         sizes = _sizes(line.converted, compressed)
-        run = _judge(Trial(line, judging, result, candidate_key), sizes, result, target)
+        run = _judge(trial, sizes, result, target)
         with shown.stage("bundle", str(output or target)) as advance:
             if run.passed:
                 quality = _quality_summary(run.evaluation)
@@ -131,13 +140,13 @@ def evaluate(
     _require_same_model(material, manifest.model, bundle)
     judging = find_judging(recipe, material)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
-        wanted = ("convert", "draw", "sqnr", "measure")
-        _preflight(line, target, wanted, refuse=not ignore_preflight)
         result = line.store.scratch / "result"
         result.mkdir()
         files = {name: record.sha256 for name, record in manifest.files.items()}
-        sizes = {c: _measured_size(c, recipe, line.converted, folder) for c in COMPONENTS}
         trial = Trial(line, judging, folder, key_of(files=files))
+        wanted = {"convert", "draw", "sqnr", "measure"} - line.finished() - trial.finished()
+        _preflight(line, target, wanted, refuse=not ignore_preflight)
+        sizes = {c: _measured_size(c, recipe, line.converted, folder) for c in COMPONENTS}
         judged = _judge(trial, sizes, result, target)
         run = replace(judged, bundle=None)
         publish(result, target)
@@ -164,7 +173,8 @@ def calibrate(
     target = output_folder(recipe, output)
     shown = progress or SilentProgress()
     with production_line(recipe, target, find_material(recipe, shown), shown, fresh=fresh) as line:
-        _preflight(line, target, ("convert", "calibrate"), refuse=not ignore_preflight)
+        wanted = {"convert", "calibrate"} - line.finished()
+        _preflight(line, target, wanted, refuse=not ignore_preflight)
         return line.calibrated
 
 
@@ -197,7 +207,7 @@ def convert(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
         with shown.stage("convert", f"{source.id} to OpenVINO IR") as advance:
-            convert_model(source, chosen, finished, advance)
+            run_apart(source, convert_model, source, chosen, finished, on_progress=advance)
         gc.collect()  # unmaps IR files, which Windows cannot move while they are open
         publish(finished, target)
     return target
@@ -239,21 +249,17 @@ def production_line(
 
 
 def _preflight(line: Line, target: Path, wanted: Collection[str], *, refuse: bool) -> None:
-    """Shows what those of the `wanted` stages that are not finished will take.
-
-    Refuses them when that is not there. A run that has come as far as its evaluation is not
-    refused: it fitted, or was told to start.
-    """
-    if line.source.weight_bytes < SMALL_MODEL_BYTES:
+    """Shows what the `wanted` stages will take, and refuses them when that is not there."""
+    if line.source.weight_bytes < SMALL_MODEL_BYTES or not set(wanted) - {"bundle"}:
         return
-    sampling, finished = line.recipe.sampling, line.finished()
+    sampling = line.recipe.sampling
     with line.progress.stage("preflight", "memory, disk and time") as advance:
         model = read_architecture(line.source, sampling.width, sampling.height)
-        skipped = finished | (set(STAGES) - set(wanted))
+        skipped = set(STAGES) - set(wanted)
         expected = estimate(line.recipe, model, measure_speed(line.recipe.device), skipped)
         advance(1, 1)
     line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))
-    if refuse and "compress" not in finished:
+    if refuse:
         require_room(expected, target)
 
 

@@ -251,8 +251,16 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
         (("-o", "x.jpg"), "PNG"),
     ],
 )
-def test_generate_faults(bundle: Path, arguments: tuple[str, str], expected: str) -> None:
+def test_generate_faults(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where pictures go by default
     assert expected in fault("generate", bundle, "a red ring", *arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("sampling", [None, {"steps": "ten"}, {"stepz": 10}])

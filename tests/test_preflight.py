@@ -41,6 +41,19 @@ def stage(expected: Estimate, name: str, detail: str = "") -> StageEstimate:
     return found
 
 
+def test_other_components_are_calibrated_on_inputs_of_their_own(recipe: Recipe) -> None:
+    compress = recipe.compress.model_copy(
+        update={"text_encoder": recipe.compress.unet, "vae_decoder": recipe.compress.unet}
+    )
+    expected = estimate(recipe.model_copy(update={"compress": compress}), SD21, SPEED)
+    details = {one.detail for one in expected.stages if one.name == "ranges"}
+    assert details == {"text_encoder: 64 inputs", "unet: 128 inputs", "vae_decoder: 32 inputs"}
+    unet = compress.unet.model_copy(update={"bias_correction": "accurate"})
+    accurate = compress.model_copy(update={"unet": unet})
+    expected = estimate(recipe.model_copy(update={"compress": accurate}), SD21, SPEED)
+    assert "at least" in stage(expected, "compress", "unet").detail
+
+
 def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
     expected = estimate(recipe, SD21, SPEED)
     names = [one.name for one in expected.stages]
@@ -86,6 +99,21 @@ def test_the_speed_of_this_machine_is_measured() -> None:
     assert 1e9 < speed.native < 1e14
 
 
+def test_limits_of_all_control_groups_count(tmp_path: Path) -> None:
+    inner = tmp_path / "user" / "service"
+    inner.mkdir(parents=True)
+    for folder, limit, used in ((tmp_path / "user", "5000", 3000), (inner, "max", 1000)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 7\nactive_file 400\ninactive_file 100\n")
+    left = preflight._left_in_groups
+    assert list(left(tmp_path, "0::/user/service\n")) == [2500]
+    assert list(left(tmp_path, "4:memory:/x\n0::/elsewhere\n")) == []
+    (inner / "memory.max").write_text("600\n")
+    assert list(left(tmp_path, "0::/user/service\n")) == [100, 2500]
+    assert 0 < preflight.available_memory_bytes() < 2**50
+
+
 def test_a_run_that_does_not_fit_says_what_is_missing(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +134,7 @@ def test_commands_refuse_with_exit_code_2(
 ) -> None:
     monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
     target = build_folder / "refused"
     # What has been compressed before is not refused, so this is another calibration.
     what = [str(bundle)] if command == "evaluate" else ["unet_int8", "--set", "calibrate.seed=99"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -50,24 +51,25 @@ class Contest:
         )
 
 
-def measure_sqnr(contest: Contest, prompts: int, on_part: Advance) -> UnetSqnr:
+def measure_sqnr(contest: Contest, prompts: int, on_call: Advance) -> UnetSqnr:
     """Measures the UNet output's SQNR in dB by timestep, over the first `prompts` prompts.
 
     The floor is that of the baseline itself in the candidate's execution precision.
     """
-    chosen, parts = contest.prompts[:prompts], prompts + 2
-    calls = record_calls(
-        contest.open(candidate=False),
-        chosen,
-        contest.seed,
-        contest.settings,
-        lambda done, _: on_part(done, parts),
-    )
+    baseline = contest.open(candidate=False)
+    total = 3 * prompts * len(baseline.plan(contest.settings))
+    numbers = count(1)
+
+    def advance() -> None:
+        on_call(next(numbers), total)
+
+    chosen = contest.prompts[:prompts]
+    calls = record_calls(baseline, chosen, contest.seed, contest.settings, advance)
+    del baseline
     candidate = contest.open(candidate=True)
-    measured = unet_sqnr(candidate, calls)
+    measured = unet_sqnr(candidate, calls, advance)
     precision = candidate.execution_precisions()["unet"]
     del candidate
-    on_part(prompts + 1, parts)
     floor = {}
     if precision != BASELINE_PRECISION:
         rounded = Pipeline.load(
@@ -76,8 +78,8 @@ def measure_sqnr(contest: Contest, prompts: int, on_part: Advance) -> UnetSqnr:
             execution_precision=precision,
             verify="never",
         )
-        floor = unet_sqnr(rounded, calls)
-    on_part(parts, parts)
+        floor = unet_sqnr(rounded, calls, advance)
+    on_call(total, total)
     return UnetSqnr(measured, floor)
 
 

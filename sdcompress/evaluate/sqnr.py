@@ -17,7 +17,7 @@ from sdcompress.prompts import Prompt
 from sdcompress.runtime import Job, Pipeline, Settings
 
 Array = np.ndarray[Any, Any]
-OnPrompt = Callable[[int, int], None] | None
+OnCall = Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def record_calls(
     prompts: Sequence[Prompt],
     seed: int,
     settings: Settings,
-    on_prompt: OnPrompt = None,
+    on_call: OnCall = None,
 ) -> list[UnetCall]:
     """Denoises the prompts with the baseline and returns all of its UNet calls, in order."""
     calls: list[UnetCall] = []
@@ -44,6 +44,8 @@ def record_calls(
         noise = baseline.unet(sample, timestep, encoder_hidden_states)
         # The text is the same array at every step of a prompt, and nobody writes to it.
         calls.append(UnetCall(sample.copy(), timestep, encoder_hidden_states, noise.copy()))
+        if on_call:
+            on_call()
         return noise
 
     for index, prompt in enumerate(prompts):
@@ -56,15 +58,17 @@ def record_calls(
             settings,
             unet=recorded,
         )
-        if on_prompt:
-            on_prompt(index + 1, len(prompts))
     return calls
 
 
-def unet_sqnr(candidate: Pipeline, calls: Sequence[UnetCall]) -> dict[int, float]:
+def unet_sqnr(
+    candidate: Pipeline, calls: Sequence[UnetCall], on_call: OnCall = None
+) -> dict[int, float]:
     """Returns the mean SQNR in dB at each timestep of the schedule, first timestep first."""
     values: dict[int, list[float]] = defaultdict(list)
     for call in calls:
         actual = candidate.unet(call.sample, call.timestep, call.encoder_hidden_states)
         values[round(call.timestep)].append(sqnr_db(call.noise, actual))
+        if on_call:
+            on_call()
     return {timestep: float(np.mean(dbs)) for timestep, dbs in values.items()}

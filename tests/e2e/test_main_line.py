@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, quick_recipe
 
+from sdcompress import preflight, workflow
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.checker import check
-from sdcompress.errors import OutputBusyError, QualityGateFailed
+from sdcompress.errors import OutputBusyError, PreflightError, QualityGateFailed
 from sdcompress.line import find_material
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import load_recipe
@@ -101,7 +102,8 @@ def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Pa
     assert quantize(careful, build_folder / "careful").bundle is not None
     damaging = quick_recipe(
         "weights_int8",
-        "compress.unet={method: int4_weights, all_layers: true, group_size: -1}",
+        "compress.unet={method: int4_weights, all_layers: true, convolutions: true, "
+        "group_size: -1}",
         gate,
         "evaluate.prompts=2",
     )
@@ -126,7 +128,9 @@ def test_a_failed_run_replaces_an_earlier_bundle(
     assert not (output / "unet").exists()
 
 
-def test_evaluating_a_bundle_gives_its_own_figures_again(build_folder: Path, bundle: Path) -> None:
+def test_evaluating_a_bundle_gives_its_own_figures_again(
+    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = ("evaluate.prompts=4",)
     run = evaluate(bundle, build_folder / "again", overrides=overrides)
     first = json.loads((bundle / "report/report.json").read_text())
@@ -139,6 +143,14 @@ def test_evaluating_a_bundle_gives_its_own_figures_again(build_folder: Path, bun
         expected = by_prompt[sample["prompt"], sample["seed"]]
         assert sample["ssim"] == pytest.approx(expected["ssim"], abs=1e-6)
     assert again["components"] == first["components"]
+    # What is finished needs no room; what is not, does.
+    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
+    repeated = evaluate(bundle, build_folder / "again", overrides=overrides)
+    assert repeated.evaluation.quality == run.evaluation.quality
+    with pytest.raises(PreflightError, match="--ignore-preflight"):
+        evaluate(bundle, build_folder / "again", overrides=("evaluate.prompts=3",))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(build_folder: Path, bundle: Path) -> None:
