@@ -151,14 +151,20 @@ class Store:
         key: str,
         detail: str,
         kind: type[T],
-        measure: Callable[[Advance], T],
+        measure: Callable[[Path, Advance], T],
+        *,
+        resumable: bool = False,
     ) -> T:
-        """Returns a stage whose result is one record, kept as JSON."""
+        """Returns a stage whose result is one record, kept as JSON.
+
+        `measure(folder, advance)` may keep in the folder what a killed run should find again.
+        """
 
         def build(folder: Path, advance: Advance) -> None:
-            write_record(folder / _RECORD, kind, measure(advance))
+            write_record(folder / _RECORD, kind, measure(folder, advance))
 
-        return read_record(self.stage(progress, name, key, detail, build) / _RECORD, kind)
+        entry = self.stage(progress, name, key, detail, build, resumable=resumable)
+        return read_record(entry / _RECORD, kind)
 
     def close(self) -> None:
         """Removes this run's scratch folder."""
@@ -192,12 +198,13 @@ def written_whole(file: Path) -> Iterator[BinaryIO]:
 
 
 def write_record(file: Path, kind: type[T], record: T) -> None:
-    """Writes a frozen dataclass as JSON."""
-    file.write_bytes(TypeAdapter(kind).dump_json(record, indent=1))
+    """Writes a frozen dataclass, or what JSON knows, as JSON."""
+    with written_whole(file) as stream:
+        stream.write(TypeAdapter(kind).dump_json(record, indent=1))
 
 
 def read_record(file: Path, kind: type[T]) -> T:
-    """Reads a frozen dataclass written by `write_record`."""
+    """Reads what `write_record` wrote."""
     return TypeAdapter(kind).validate_json(file.read_bytes())
 
 

@@ -158,7 +158,7 @@ class Trial:
             self._key(side=None, scorer=scorer, tools=tools),
             "CLIP score, PSNR, SSIM",
             Scores,
-            lambda advance: score_pairs(self.contest, baseline, candidate, advance),
+            lambda _, advance: score_pairs(self.contest, baseline, candidate, advance),
         )
 
     def _sqnr(self) -> UnetSqnr:
@@ -169,7 +169,8 @@ class Trial:
             self._sqnr_key,
             f"UNet output error over {count} prompts",
             UnetSqnr,
-            lambda advance: measure_sqnr(self.contest, count, advance),
+            lambda folder, advance: measure_sqnr(self.contest, count, folder, advance),
+            resumable=True,
         )
 
     def _performance(self) -> Performance:
@@ -180,5 +181,6 @@ class Trial:
             self._performance_key,
             "time and memory, sides in turn",
             Performance,
-            lambda advance: measure_performance(self.contest, images, advance),
+            lambda folder, advance: measure_performance(self.contest, images, folder, advance),
+            resumable=True,
         )

@@ -1,6 +1,6 @@
 """Judges a candidate against the baseline: pictures, CLIP score, fidelity, SQNR and footprint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,11 +21,12 @@ from sdcompress.evaluate.records import (
     Scores,
     UnetSqnr,
 )
-from sdcompress.evaluate.sqnr import record_calls, unet_sqnr
+from sdcompress.evaluate.sqnr import load_calls, record_calls, save_calls, unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.progress import Advance
 from sdcompress.prompts import Prompt
 from sdcompress.runtime import Pipeline, Settings
+from sdcompress.store import read_record, write_record
 
 BASELINE_PRECISION = "f32"  # set outright: left alone, the CPU plugin executes in BF16 where it can
 
@@ -51,23 +52,29 @@ class Contest:
         )
 
 
-def measure_sqnr(contest: Contest, prompts: int, on_call: Advance) -> UnetSqnr:
+def measure_sqnr(contest: Contest, prompts: int, folder: Path, on_call: Advance) -> UnetSqnr:
     """Measures the UNet output's SQNR in dB by timestep, over the first `prompts` prompts.
 
-    The floor is that of the baseline itself in the candidate's execution precision.
+    The floor is that of the baseline itself in the candidate's execution precision. What is
+    measured of a prompt is kept in `folder`, and not measured again.
     """
     baseline = contest.open(candidate=False)
-    total = 3 * prompts * len(baseline.plan(contest.settings))
-    numbers = count(1)
+    steps = len(baseline.plan(contest.settings))
+    finished, total = count(1), 3 * prompts * steps
 
     def advance() -> None:
-        on_call(next(numbers), total)
+        on_call(next(finished), total)
 
-    chosen = contest.prompts[:prompts]
-    calls = record_calls(baseline, chosen, contest.seed, contest.settings, advance)
+    files = [folder / f"{index:05d}.npz" for index in range(prompts)]
+    for index, (prompt, file) in enumerate(zip(contest.prompts[:prompts], files, strict=True)):
+        if file.exists():
+            _pass_over(steps, advance)
+            continue
+        seed = contest.seed + index
+        save_calls(record_calls(baseline, [prompt], seed, contest.settings, advance), file)
     del baseline
     candidate = contest.open(candidate=True)
-    measured = unet_sqnr(candidate, calls, advance)
+    measured = _sqnr_over(files, candidate, folder / "candidate", steps, advance)
     precision = candidate.execution_precisions()["unet"]
     del candidate
     floor = {}
@@ -78,29 +85,62 @@ def measure_sqnr(contest: Contest, prompts: int, on_call: Advance) -> UnetSqnr:
             execution_precision=precision,
             verify="never",
         )
-        floor = unet_sqnr(rounded, calls, advance)
+        floor = _sqnr_over(files, rounded, folder / "floor", steps, advance)
+    for file in files:
+        file.unlink()
     on_call(total, total)
     return UnetSqnr(measured, floor)
 
 
-def measure_performance(contest: Contest, images: int, on_process: Advance) -> Performance:
+def _sqnr_over(
+    files: Sequence[Path], pipeline: Pipeline, folder: Path, steps: int, advance: Callable[[], None]
+) -> dict[int, float]:
+    """The mean of all prompts at each timestep; a prompt's own figures are kept in `folder`."""
+    folder.mkdir(exist_ok=True)
+    found = []
+    for file in files:
+        kept = folder / f"{file.stem}.json"
+        if kept.exists():
+            figures = read_record(kept, dict[int, float])
+            _pass_over(steps, advance)
+        else:
+            figures = unet_sqnr(pipeline, load_calls(file), advance)
+            write_record(kept, dict[int, float], figures)
+        found.append(figures)
+    return {step: float(np.mean([one[step] for one in found])) for step in found[0]}
+
+
+def _pass_over(calls: int, advance: Callable[[], None]) -> None:
+    for _ in range(calls):
+        advance()
+
+
+def measure_performance(
+    contest: Contest, images: int, folder: Path, on_process: Advance
+) -> Performance:
     """Times `images` pictures of each side, the sides taking turns, each in a process of its own.
 
-    Turns and the quickest of them keep what else the machine does out of the ratio.
+    Turns and the quickest of them keep what else the machine does out of the ratio. What is
+    measured is kept in `folder`, and not measured again.
     """
-    sides: dict[Path, list[Footprint]] = {contest.baseline: [], contest.candidate: []}
-    for done, folder in enumerate([*sides] * images, start=1):
-        measured = measure_footprint(
-            folder,
-            prompt=contest.prompts[0].text,
-            settings=contest.settings,
-            images=1,
-            device=contest.device,
-            execution_precision=BASELINE_PRECISION if folder == contest.baseline else None,
-        )
-        sides[folder].append(measured)
-        on_process(done, 2 * images)
-    return Performance(*(Footprint.undisturbed(measured) for measured in sides.values()))
+    sides = {"baseline": contest.baseline, "candidate": contest.candidate}
+    measured: dict[str, list[Footprint]] = {name: [] for name in sides}
+    for done in range(2 * images):
+        turn, name = done // 2, [*sides][done % 2]
+        kept = folder / f"{name}-{turn}.json"
+        if not kept.exists():
+            one = measure_footprint(
+                sides[name],
+                prompt=contest.prompts[0].text,
+                settings=contest.settings,
+                images=1,
+                device=contest.device,
+                execution_precision=BASELINE_PRECISION if name == "baseline" else None,
+            )
+            write_record(kept, Footprint, one)
+        measured[name].append(read_record(kept, Footprint))
+        on_process(done + 1, 2 * images)
+    return Performance(**{name: Footprint.undisturbed(found) for name, found in measured.items()})
 
 
 def score_pairs(

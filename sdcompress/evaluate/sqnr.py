@@ -8,6 +8,7 @@ branches. One model is open at a time.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from sdcompress.evaluate.fidelity import sqnr_db
 from sdcompress.prompts import Prompt
 from sdcompress.runtime import Job, Pipeline, Settings
+from sdcompress.store import written_whole
 
 Array = np.ndarray[Any, Any]
 OnCall = Callable[[], None] | None
@@ -59,6 +61,27 @@ def record_calls(
             unet=recorded,
         )
     return calls
+
+
+def save_calls(calls: Sequence[UnetCall], file: Path) -> None:
+    """Writes the calls of one prompt, which all have the same text, to a .npz file."""
+    with written_whole(file) as stream:
+        np.savez(
+            stream,
+            allow_pickle=False,
+            samples=np.array([call.sample for call in calls]),
+            timesteps=np.array([call.timestep for call in calls]),
+            text=calls[0].encoder_hidden_states,
+            noises=np.array([call.noise for call in calls]),
+        )
+
+
+def load_calls(file: Path) -> list[UnetCall]:
+    """Reads what `save_calls` wrote."""
+    with np.load(file) as stored:
+        text = stored["text"]
+        columns = (stored["samples"], stored["timesteps"].tolist(), stored["noises"])
+        return [UnetCall(one, step, text, noise) for one, step, noise in zip(*columns, strict=True)]
 
 
 def unet_sqnr(
