@@ -21,6 +21,7 @@ from sdcompress.runtime import (
     save_png,
     stream,
 )
+from sdcompress.runtime.weighting import parse_weights
 from sdcompress.tuning import Tuning, recall
 
 _MAX_SIDE = 4096
@@ -108,8 +109,8 @@ def draw(
     """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
     Settings that are None fall back to those the bundle was evaluated with. Pictures are encoded
-    and written beside the drawing of the next. Raises InputError for a malformed size or an output
-    folder that does not exist.
+    and written beside the drawing of the next. Raises InputError for a malformed size or prompt,
+    and for an output folder that does not exist.
     """
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist")
@@ -129,6 +130,9 @@ def draw(
     resolved = replace(pipeline.settings, **given)
     if preview and len(jobs) > 1:
         raise InputError("--preview shows one picture; draw them one by one")
+    if resolved.prompt_weights:
+        for text in (negative_prompt, *prompts):
+            parse_weights(text)  # a fault in the last prompt is told before the first is drawn
     names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
