@@ -131,8 +131,8 @@ def draw(
     if preview and len(jobs) > 1:
         raise InputError("--preview shows one picture; draw them one by one")
     if resolved.prompt_weights:
-        for text in (negative_prompt, *prompts):
-            parse_weights(text)  # a fault in the last prompt is told before the first is drawn
+        for one in (negative_prompt, *prompts):
+            parse_weights(one)  # a fault in the last prompt is told before the first is drawn
     names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
