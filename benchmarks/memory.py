@@ -1,7 +1,8 @@
 """What the memory of each compression stage is made of: ``make bench-compress``. Linux only.
 
-Runs our tasks of benchmarks/compression.py once more and reads, four times a second, which mappings
-the resident pages of the processes belong to. Prints the split at the moment of the highest total.
+Runs our tasks of benchmarks/compression_tasks.py once more and reads, four times a second, which
+mappings the resident pages of the processes belong to. Prints the split at the moment of the
+highest total.
 """
 
 import argparse
@@ -43,8 +44,8 @@ def _command(task: str, work: Path, model: Path) -> list[str]:
         target = work / "memory_ir"
         shutil.rmtree(target, ignore_errors=True)
         return [sys.executable, "-m", "sdcompress", "convert", str(model), str(target)]
-    script = Path(__file__).with_name("compression.py")
-    return [sys.executable, str(script), "--work", str(work), "--child", task]
+    script = Path(__file__).with_name("compression_tasks.py")
+    return [sys.executable, str(script), str(work), task]
 
 
 def _peak(command: list[str]) -> Counter[str]:

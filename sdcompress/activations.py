@@ -7,7 +7,7 @@ another preset or ignored scope needs no new pass.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,14 +184,16 @@ class _Collection:
         (folder / _INDEX).write_text(text, "utf-8")
         self._compiled: tuple[str, ov.InferRequest] | None = None
 
-    def run(self, precision: str, items: Sequence[int]) -> None:
+    def run(self, precision: str, items: Iterable[int]) -> None:
         """Writes the files of those `items` that have none."""
-        self._tell()
-        missing = [item for item in items if not _item_file(self._folder, item).exists()]
-        for item, figures in self._figures(precision, missing):
-            with written_whole(_item_file(self._folder, item)) as stream:
+        missing = {item for item in range(len(self._inputs)) if not self._file(item).exists()}
+        done = len(self._inputs) - len(missing)
+        self._tell(done)
+        for item, figures in self._figures(precision, missing & set(items)):
+            with written_whole(self._file(item)) as stream:
                 np.save(stream, figures)
-            self._tell()
+            done += 1
+            self._tell(done)
 
     def choose(self) -> str:
         """Compares bf16 with f32 on some items, unless an earlier run did, and keeps the choice."""
@@ -210,8 +212,7 @@ class _Collection:
         """
         probes = np.linspace(0, len(self._inputs) - 1, PROBES).astype(int).tolist()
         self.run("f32", probes)
-        files = (_item_file(self._folder, probe) for probe in probes)
-        exact = np.mean([self._ranges(np.load(file)) for file in files], axis=0)
+        exact = np.mean([self._ranges(np.load(self._file(probe))) for probe in probes], axis=0)
         rounded = [self._ranges(figures) for _, figures in self._figures("bf16", probes)]
         widths = np.maximum(exact[:, 1] - exact[:, 0], np.finfo("f4").tiny)
         return float((np.abs(np.mean(rounded, axis=0) - exact).max(1) / widths).max())
@@ -221,13 +222,13 @@ class _Collection:
         found = [one.of(figures) for one in self._index]
         return np.array([(one[0].min(), one[1].max()) for one in found])
 
-    def _figures(self, precision: str, items: Sequence[int]) -> Iterator[tuple[int, Array]]:
+    def _figures(self, precision: str, items: Collection[int]) -> Iterator[tuple[int, Array]]:
         """Runs the model on `items`, in rising order, and yields float32 figures."""
         if not items:
             return
-        request, wanted = self._request(precision), set(items)
+        request = self._request(precision)
         for item, values in enumerate(self._inputs):
-            if item in wanted:
+            if item in items:
                 request.infer(values, share_inputs=True)
                 figures = request.get_tensor(_OUTPUT).data.astype("f4")
                 _require_finite(figures, self._index, item)
@@ -241,11 +242,12 @@ class _Collection:
             self._compiled = precision, compiled.create_infer_request()
         return self._compiled[1]
 
-    def _tell(self) -> None:
+    def _tell(self, done: int) -> None:
         if self._on_item:
-            items = len(self._inputs)
-            done = sum(_item_file(self._folder, item).exists() for item in range(items))
-            self._on_item(done, items)
+            self._on_item(done, len(self._inputs))
+
+    def _file(self, item: int) -> Path:
+        return _item_file(self._folder, item)
 
 
 def _watched(

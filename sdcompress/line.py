@@ -209,12 +209,7 @@ class Line:
 
     def finished(self) -> set[str]:
         """The names of those stages before the evaluation that need not be run."""
-        methods = {component: self.recipe.compress.method_of(component) for component in COMPONENTS}
-        quantized = [
-            component
-            for component, one in methods.items()
-            if isinstance(one, ActivationQuantization) and one.needs_statistics
-        ]
+        quantized = [one for one in COMPONENTS if self.recipe.compress.collects(one)]
         keys = {
             "convert": [self.converted_key],
             "calibrate": [self.calibrated_key],

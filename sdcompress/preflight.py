@@ -21,7 +21,7 @@ from openvino import opset13 as opset
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Fp16, Recipe
+from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
 
 STAGES = ("convert", "calibrate", "ranges", "compress", "draw", "sqnr", "measure", "bundle")
 # Resident bytes of a process before it has read a model, and of the one that waits for it.
@@ -34,7 +34,7 @@ _TRACING_BYTES = 0.46e9
 _DENOISING_BYTES_PIXEL = 1150
 _DECODING_BYTES_PIXEL = 3200
 # What compression holds in bytes a parameter.
-_HELD_BYTES = {"smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
+_HELD_BYTES = {"fp16": 0.0, "smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
 # What a whole network reaches of the speed of one convolution, by execution precision.
 _EFFICIENCY = {"f32": 0.78, "bf16": 0.66}
@@ -167,8 +167,7 @@ class _Work:
         if self.recipe.compress.needs_calibration:
             yield self._recording()
         for component in COMPONENTS:
-            options = self.recipe.compress.method_of(component)
-            if isinstance(options, ActivationQuantization) and options.needs_statistics:
+            if self.recipe.compress.collects(component):
                 yield self._collection(component)
             yield self._compression(component)
         yield from self._evaluation()
@@ -210,21 +209,20 @@ class _Work:
     def _compression(self, component: str) -> StageEstimate:
         options = self.recipe.compress.method_of(component)
         parameters, mapped = self._parameters(component), self._resident_mapping(component)
-        held = 0.0
-        if isinstance(options, ActivationQuantization):
-            kind = "smoothed" if options.needs_statistics else "accurate"
-            held = _HELD_BYTES[kind] * parameters
-        elif not isinstance(options, Fp16):
-            held = _HELD_BYTES["weights"] * parameters
-        seconds = 5 + _COMPRESS_SECONDS_PARAMETER[options.method] * parameters
         detail = f"{component}: {options.method}"
-        if isinstance(options, ActivationQuantization) and not options.needs_statistics:
+        if not isinstance(options, ActivationQuantization):
+            held = _HELD_BYTES["fp16" if options.method == "fp16" else "weights"]
+        elif options.needs_statistics:
+            held = _HELD_BYTES["smoothed"]
+        else:
+            held = _HELD_BYTES["accurate"]
             detail += ", at least"  # NNCF runs the model itself, as often as it finds useful
+        seconds = 5 + _COMPRESS_SECONDS_PARAMETER[options.method] * parameters
         return StageEstimate(
             "compress",
             detail,
             seconds,
-            _WAITING_BYTES + _NNCF_BYTES + mapped + held,
+            _WAITING_BYTES + _NNCF_BYTES + mapped + held * parameters,
             mapped,
         )
 
@@ -256,9 +254,7 @@ class _Work:
         total = compressed * (("compress" not in skipped) + ("bundle" not in skipped))
         if "convert" not in skipped:
             total += sum(self._ir_bytes(component) for component in COMPONENTS)
-        unet = recipe.compress.unet
-        collects = isinstance(unet, ActivationQuantization) and unet.needs_statistics
-        if collects and "ranges" not in skipped:
+        if recipe.compress.collects("unet") and "ranges" not in skipped:
             total += recipe.calibrate.samples * _STATISTIC_BYTES * model.unet_channels
         return total
 

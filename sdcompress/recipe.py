@@ -219,6 +219,11 @@ class Compress(Section):
         method: Method = getattr(self, component)
         return method
 
+    def collects(self, component: str) -> bool:
+        """Tells whether statistics of a component are collected for its method."""
+        method = self.method_of(component)
+        return isinstance(method, ActivationQuantization) and method.needs_statistics
+
     @property
     def needs_calibration(self) -> bool:
         return any(isinstance(self.method_of(c), ActivationQuantization) for c in COMPONENTS)

@@ -45,8 +45,15 @@ class Contest:
 
     def open(self, *, candidate: bool) -> Pipeline:
         """Loads one side: the baseline in f32, the candidate as the device would run it."""
-        folder = self.candidate if candidate else self.baseline
-        precision = None if candidate else BASELINE_PRECISION
+        if candidate:
+            return self._load(self.candidate, None)
+        return self._load(self.baseline, BASELINE_PRECISION)
+
+    def open_rounded(self, precision: str) -> Pipeline:
+        """Loads the baseline in another execution precision."""
+        return self._load(self.baseline, precision)
+
+    def _load(self, folder: Path, precision: str | None) -> Pipeline:
         return Pipeline.load(
             folder, device=self.device, execution_precision=precision, verify="never"
         )
@@ -79,12 +86,7 @@ def measure_sqnr(contest: Contest, prompts: int, folder: Path, on_call: Advance)
     del candidate
     floor = {}
     if precision != BASELINE_PRECISION:
-        rounded = Pipeline.load(
-            contest.baseline,
-            device=contest.device,
-            execution_precision=precision,
-            verify="never",
-        )
+        rounded = contest.open_rounded(precision)
         floor = _sqnr_over(files, rounded, folder / "floor", steps, advance)
     for file in files:
         file.unlink()
