@@ -242,12 +242,10 @@ class Line:
         inputs = self._inputs(component)
         precision = self.recipe.calibrate.statistics
 
-        def build(folder: Path, advance: Advance) -> None:
+        def build(folder: Path, advance: Advance) -> str:
             xml = self.converted / component / IR_NAME
             arguments = (xml, activations, inputs, folder, precision)
-            used = self._run(collect, *arguments, on_progress=advance)
-            if precision == "auto":
-                self.progress.notice(f"ranges of {component} are collected in {used}")
+            return f"in {self._run(collect, *arguments, on_progress=advance)}"
 
         key = self._statistics_key(component, activations)
         detail = f"{component}: activations of {len(inputs)} inputs"

@@ -70,14 +70,15 @@ class Store:
         name: str,
         key: str,
         detail: str,
-        build: Callable[[Path, Advance], None],
+        build: Callable[[Path, Advance], str | None],
         *,
         resumable: bool = False,
     ) -> Path:
         """Returns the finished stage's folder, after building it when it is not there.
 
         `build(folder, advance)` writes into a folder, which becomes the entry when it returns
-        without a fault. The folder is empty, or, when `resumable`, as an earlier run left it.
+        without a fault. The folder is empty, or, when `resumable`, as an earlier run left it. What
+        it returns is added to the detail that the log has.
         """
         entry = self.folder / f"{name}-{key}"
         if self._is_finished(entry):
@@ -85,8 +86,8 @@ class Store:
         with self._resumed(entry, progress) if resumable else self._new(entry) as temporary:
             if self._is_finished(entry):  # by another run, while this one waited for it
                 return self._reuse(entry, progress, name, detail)
-            with progress.stage(name, detail) as advance, self._logged(name, detail, temporary):
-                build(temporary, advance)
+            with progress.stage(name, detail) as advance:
+                _build(name, detail, temporary, lambda: build(temporary, advance))
             if self.fresh and entry.exists():
                 # A neighbouring run may be reading it: the name is missing for a moment only.
                 entry.rename(self.scratch / f"{entry.name}.replaced")
@@ -103,16 +104,6 @@ class Store:
         if record not in self.log:  # a stage may be asked for several times
             self.log.append(record)
         return entry
-
-    @contextmanager
-    def _logged(self, name: str, detail: str, folder: Path) -> Iterator[None]:
-        """Writes into `folder` what the block took."""
-        watch, start = MemoryWatch(seconds=0.1, tree=True), time.perf_counter()
-        with watch.over(os.getpid()):
-            yield
-        seconds = time.perf_counter() - start
-        record = StageRecord(name, detail, seconds, watch.peak_rss_bytes)
-        write_record(folder / _STAGE, StageRecord, record)
 
     def has(self, name: str, key: str) -> bool:
         """Tells whether `stage` would return at once."""
@@ -221,6 +212,17 @@ def _held(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         guard.release()
+
+
+def _build(name: str, detail: str, folder: Path, build: Callable[[], str | None]) -> None:
+    """Builds a stage in `folder` and writes there what that took."""
+    watch, start = MemoryWatch(seconds=0.1, tree=True), time.perf_counter()
+    with watch.over(os.getpid()):
+        found = build()
+    seconds = time.perf_counter() - start
+    whole = f"{detail}, {found}" if found else detail
+    record = StageRecord(name, whole, seconds, watch.peak_rss_bytes)
+    write_record(folder / _STAGE, StageRecord, record)
 
 
 def _move(temporary: Path, target: Path) -> None:

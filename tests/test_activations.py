@@ -129,6 +129,33 @@ def test_bf16_is_chosen_when_it_moves_ranges_less_than_the_bound(
     assert collect(xml, watched, inputs, folders["below"], "auto") == "bf16"
 
 
+@needs_bf16
+@pytest.mark.parametrize("killed_at", [PROBES // 2, PROBES + 4], ids=["choosing", "chosen"])
+def test_a_killed_choice_of_precision_goes_on(
+    xml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    monkeypatch.setattr(activations, "LARGEST_SHIFT", np.inf)
+    inputs = Inputs(2 * PROBES + 1)
+    found = watch_list(ov.Core().read_model(xml))
+    watched = [one for one in found if "down_blocks.0" in one.node][:2]
+
+    def stop(done: int, _total: int) -> None:
+        if done == killed_at:
+            raise KeyboardInterrupt
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with pytest.raises(KeyboardInterrupt):
+        collect(xml, watched, inputs, killed, "auto", stop)
+    kept = {file: file.stat().st_mtime_ns for file in killed.glob("*.npy")}
+    assert len(kept) == killed_at
+    assert collect(xml, watched, inputs, killed, "auto") == "bf16"
+    assert collect(xml, watched, inputs, whole, "auto") == "bf16"
+    assert kept.items() <= {file: file.stat().st_mtime_ns for file in killed.iterdir()}.items()
+    for item in range(len(inputs)):
+        name = f"{item:05d}.npy"
+        np.testing.assert_array_equal(np.load(killed / name), np.load(whole / name))
+
+
 def largest_shift(exact: Statistics, rounded: Statistics) -> float:
     probes = np.linspace(0, exact.items - 1, PROBES).astype(int)
     shifts = []

@@ -11,6 +11,7 @@ import pytest
 from test_runtime_imports import BLOCK
 from toy_model import write_toy_model
 
+from sdcompress import recipe
 from sdcompress.catalogue import shipped_recipes
 from sdcompress.cli import main
 
@@ -52,11 +53,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_make_verbs_exist() -> None:
-    verbs = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"^    make (\w+)", readme, re.MULTILINE))
-    assert shown
+    verbs = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = set(re.findall(r"(?:^    |`)make ([\w-]+)", pages, re.MULTILINE))
+    assert {"quantize", "bench-compress"} <= shown
     assert shown <= verbs
+
+
+def test_every_key_of_a_recipe_is_explained() -> None:
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`(\w+)(?:: \w+)?`", page))
+    kinds = [kind for kind in vars(recipe).values() if isinstance(kind, type)]
+    sections = [kind for kind in kinds if issubclass(kind, recipe.Section)]
+    keys = {field.alias or name for kind in sections for name, field in kind.model_fields.items()}
+    assert len(keys) > 40
+    assert keys - explained == {"method"}
 
 
 def test_the_application_of_the_shipping_page_runs(tmp_path: Path) -> None:

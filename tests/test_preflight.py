@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import quick_recipe
+from conftest import QUICK, quick_recipe
 
 from sdcompress import line, preflight, workflow
 from sdcompress.architecture import Architecture, PartSize
@@ -144,6 +144,23 @@ def test_commands_refuse_with_exit_code_2(
     assert "peak memory" in result.output
     assert ("compress" in result.output) == (command == "quantize")
     assert not target.exists()
+
+
+def test_a_refused_run_can_be_started_all_the_same(
+    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bundle  # its converted model is reused
+    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
+    command = ["calibrate", "unet_int8", "--output", str(build_folder / "ignored")]
+    for setting in (*QUICK, "calibrate.samples=2", "calibrate.prompts=1", "calibrate.seed=98"):
+        command += ["--set", setting]
+    assert CliRunner().invoke(main, command).exit_code == 2
+    result = CliRunner().invoke(main, [*command, "--ignore-preflight"])
+    assert result.exit_code == 0, result.output
+    assert "peak memory" in result.output
+    assert (Path(result.stdout.splitlines()[-1]) / "recorded").is_dir()
 
 
 def test_a_large_model_is_compressed_in_processes_of_its_own(

@@ -27,6 +27,18 @@ def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
     assert (again / "result").read_text() == "done"
 
 
+def test_the_log_says_what_a_stage_found(tmp_path: Path) -> None:
+    def choose(folder: Path, advance: Advance) -> str:
+        write_result(folder, advance)
+        return "in bf16"
+
+    for builds in (choose, must_not_run):
+        store = Store.open(tmp_path, "run")
+        store.stage(QUIET, "ranges", "k1", "unet", builds)
+        (record,) = store.log
+        assert record.detail == "unet, in bf16"
+
+
 def test_another_key_is_built(tmp_path: Path) -> None:
     store = Store.open(tmp_path, "run")
     store.stage(QUIET, "convert", "k1", "", write_result)
