@@ -30,8 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 quantize: $(INSTALLED)
 	$(BIN)/sdcompress quantize recipes/unet_int8.yaml
 
+# Two processes: most tests keep one core busy. A file's tests stay in one of them.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 $(BASE)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BASE)

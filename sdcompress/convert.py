@@ -9,7 +9,8 @@ weights stay 16-bit in the file and are widened where they are used, so that not
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,35 @@ def convert(
     """
     with quiet_libraries("diffusers"):
         require_fusable(source)
+    with _libraries_set_aside():
+        return _convert(source, options, folder, on_component)
+
+
+@contextmanager
+def _libraries_set_aside() -> Iterator[None]:
+    """Inside the block the garbage collector does not look at what is there already.
+
+    The libraries leave half a million objects when imported. Exporting asks for a collection at
+    every step, and to go through them each time takes longer than to export a small model.
+    """
+    import optimum.exporters.openvino.convert  # noqa: F401
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _convert(
+    source: Source,
+    options: Convert,
+    folder: Path,
+    on_component: Callable[[int, int], None] | None,
+) -> ConvertedModel:
     _copy_settings(source, folder)
     with quiet_libraries("transformers"):
         _write_tokenizer(source, folder)

@@ -1,6 +1,7 @@
 """What the target processor can do, as far as compression decisions need it."""
 
 from functools import cache
+from typing import Any
 
 import cpuinfo
 
@@ -12,7 +13,7 @@ _VNNI_FLAGS = {"avx512_vnni", "avx512vnni", "avx_vnni", "amx_int8"}
 @cache
 def processor_flags() -> frozenset[str]:
     """Returns the instruction-set flags the operating system reports, lower case."""
-    return frozenset(flag.lower() for flag in cpuinfo.get_cpu_info().get("flags", []))
+    return frozenset(flag.lower() for flag in _asked().get("flags", []))
 
 
 def has_vnni() -> bool:
@@ -28,7 +29,12 @@ def executes_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@cache
 def processor_brand() -> str:
     """Returns the processor's name."""
-    return str(cpuinfo.get_cpu_info().get("brand_raw", "unknown"))
+    return str(_asked().get("brand_raw", "unknown"))
+
+
+@cache
+def _asked() -> dict[str, Any]:
+    """What the processor says of itself; asking takes a second."""
+    return dict(cpuinfo.get_cpu_info())

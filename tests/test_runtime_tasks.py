@@ -158,12 +158,18 @@ def test_inpainting_by_blending(
 
 @pytest.fixture(scope="module")
 def inpainting(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The demo with an untrained UNet of 9 input channels, exported by optimum-intel."""
+    """The demo with a small, untrained UNet of 9 input channels, exported by optimum-intel."""
     exporters = pytest.importorskip("optimum.exporters.openvino")
     intel = pytest.importorskip("optimum.intel")
     root = tmp_path_factory.mktemp("inpainting")
     torch.manual_seed(0)
-    own = dict(parts["unet"].config) | {"in_channels": 9}
+    small = {
+        "block_out_channels": [32, 64],
+        "attention_head_dim": 2,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    own = dict(parts["unet"].config) | {"in_channels": 9, **small}
     wide = {**parts, "unet": diffusers.UNet2DConditionModel.from_config(own)}
     with warnings.catch_warnings(), quiet_libraries():
         warnings.simplefilter("ignore")

@@ -82,7 +82,7 @@ def measure_sqnr(contest: Contest, prompts: int, folder: Path, on_call: Advance)
     del baseline
     candidate = contest.open(candidate=True)
     measured = _sqnr_over(files, candidate, folder / "candidate", steps, advance)
-    precision = candidate.execution_precisions()["unet"]
+    precision = candidate.execution_precisions("unet")["unet"]
     del candidate
     floor = {}
     if precision != BASELINE_PRECISION:

@@ -141,9 +141,13 @@ class Pipeline:
         )
         self._vae_decoder.compile_for({"latent_sample": shape})
 
-    def execution_precisions(self) -> dict[str, str]:
-        """The precision in force in each component; compiles those that are not yet."""
-        return {part.name: part.execution_precision for part in self._components()}
+    def execution_precisions(self, *names: str) -> dict[str, str]:
+        """The precision in force in the components of these names, by default in all.
+
+        Compiles those that are not yet.
+        """
+        parts = [part for part in self._components() if not names or part.name in names]
+        return {part.name: part.execution_precision for part in parts}
 
     def compiled_models(self) -> dict[str, ov.CompiledModel]:
         """Each component as the device runs it; compiles those that are not yet."""

@@ -14,6 +14,7 @@ import pytest
 from conftest import QUICK, quick_recipe
 
 from sdcompress import preflight, workflow
+from sdcompress.bundle import assemble
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.checker import check
 from sdcompress.errors import OutputBusyError, PreflightError, QualityGateFailed
@@ -55,23 +56,22 @@ def test_every_recipe_for_the_demo_runs(name: str, build_folder: Path, bundle: P
     assert verify(run.bundle) == []
 
 
-def test_the_bundle_draws_what_was_asked_about_as_often_as_the_baseline(
-    baseline: Path, build_folder: Path
+def test_the_shipped_recipe_draws_what_was_asked_about_as_often_as_the_baseline(
+    baseline: Path, build_folder: Path, tmp_path: Path
 ) -> None:
-    # The shipped budgets but one: one picture that fails moves the mean of 8 scores too far.
-    fewer = (
-        "evaluate.prompts=8",
-        "evaluate.sqnr_prompts=2",
-        "evaluate.timed_images=1",
-        "budgets.clip_score_drop=null",
-    )
+    # Calibrated all along the trajectory; the quick recipes' 8 steps are too few for the last ones.
+    fewer = ("calibrate.prompts=8", "calibrate.samples=64")
     recipe = load_recipe(shipped_folder("recipes") / "unet_int8.yaml", fewer)
-    bundle = quantize(recipe, build_folder / "drawing").output
+    material = find_material(recipe, SilentProgress())
+    bundle = tmp_path / "bundle"
+    with production_line(recipe, build_folder / "drawing", material, SilentProgress()) as line:
+        compressed = line.compressed()
+        assemble(line.converted, {part: ir.folder for part, ir in compressed.items()}, bundle)
     lines = (shipped_folder("calibration") / "demo_evaluation.jsonl").read_text().splitlines()
     prompts = [json.loads(line) for line in lines]
     single = [row["prompt"] for row in prompts if row["category"] == "one object"][:20]
     before = _right(Pipeline.load(baseline, execution_precision="f32"), single)
-    after = _right(Pipeline.load(bundle), single)
+    after = _right(Pipeline.load(bundle, verify="never"), single)
     assert before >= 18
     assert after >= before - 3
 
@@ -86,26 +86,27 @@ def _right(pipeline: Pipeline, prompts: list[str]) -> int:
 
 
 def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> None:
-    before = (bundle / "manifest.json").read_bytes()
     listener = Listener()
-    quantize(quick_recipe("unet_int8"), build_folder / "unet_int8", progress=listener)
+    second = quantize(quick_recipe("unet_int8"), build_folder / "second", progress=listener)
     assert set(listener.reuses) == {
         "convert", "calibrate", "ranges", "compress", "draw", "score", "sqnr", "measure",
     }  # fmt: skip
-    assert (bundle / "manifest.json").read_bytes() == before
+    mine, other = (
+        json.loads((one / "manifest.json").read_text())["files"] for one in (second.output, bundle)
+    )
+    assert mine == other
 
 
 def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Path) -> None:
     del bundle
     gate = "budgets={unet_sqnr_min_db: 30}"
-    careful = quick_recipe("weights_int8", gate, "evaluate.prompts=2")
+    careful = quick_recipe("weights_int8", gate)
     assert quantize(careful, build_folder / "careful").bundle is not None
     damaging = quick_recipe(
         "weights_int8",
         "compress.unet={method: int4_weights, all_layers: true, convolutions: true, "
         "group_size: -1}",
         gate,
-        "evaluate.prompts=2",
     )
     output = build_folder / "damaged"
     with pytest.raises(QualityGateFailed, match=r"unet_sqnr_min_db .* at least 30"):
@@ -131,7 +132,7 @@ def test_a_failed_run_replaces_an_earlier_bundle(
 def test_evaluating_a_bundle_gives_its_own_figures_again(
     build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ("evaluate.prompts=4",)
+    overrides = ("evaluate.prompts=4", "evaluate.sqnr_prompts=1")
     run = evaluate(bundle, build_folder / "again", overrides=overrides)
     first = json.loads((bundle / "report/report.json").read_text())
     again = json.loads((run.report / "report.json").read_text())
@@ -165,21 +166,22 @@ def test_a_second_run_in_the_same_folder_is_refused(build_folder: Path, bundle: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_run_killed_in_every_stage_ends_with_the_same_result(
-    build_folder: Path, bundle: Path
+    baseline: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    output = build_folder.parent / "killed" / "unet_int8"
+    output = tmp_path / "unet_int8"
     store = output.parent / ".sdcompress"
     command = [sys.executable, "-m", "sdcompress", "quantize", "unet_int8"]
     command += [word for setting in QUICK for word in ("--set", setting)]
     command += ["--output", str(output)]
-    stages = ("convert", "calibrate", "ranges", "compress", "draw", "score", "sqnr", "measure")
     kept = {}
-    for stage in stages:
+    for stage in ("convert", "calibrate", "ranges", "compress", "draw", "sqnr", "measure"):
         _kill_in(stage, command, store)
         assert not output.exists()
         assert not list(store.glob(f"{stage}-*")) or stage in ("compress", "draw")
         for file in store.glob(f"unfinished/{stage}-*/{_KEPT.get(stage, 'nothing')}"):
             kept[file.relative_to(store / "unfinished")] = file.stat().st_mtime_ns
+        if stage == "convert":  # begins anew whenever it is killed: once is enough
+            shutil.copytree(baseline, store / baseline.name)
     subprocess.run(command, check=True, capture_output=True, env=os.environ)
     assert {file.parts[0].split("-")[0] for file in kept} == set(_KEPT)
     for file, written in kept.items():  # went on inside the stage: what was there is there still
