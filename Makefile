@@ -30,9 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 quantize: $(INSTALLED)
 	$(BIN)/sdcompress quantize recipes/unet_int8.yaml
 
-# Two processes: most tests keep one core busy. A file's tests stay in one of them.
+# Two processes: most tests keep one core busy. A file's tests stay in one of them; the longest
+# files come first.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 $(BASE)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BASE)
