@@ -20,10 +20,11 @@ from pathlib import Path
 
 from sdcompress.memory import MemoryWatch
 from sdcompress.processor import processor_brand
-from sdcompress.source import locate
+from sdcompress.source import locate, sha256_of
 from sdcompress.store import key_of
 
 _PACKAGES = ("openvino", "nncf", "optimum-intel", "torch", "diffusers")
+_TASKS = Path(__file__).with_name("compression_tasks.py")
 _PIPELINE = "(the pipeline itself, without recording)"
 
 
@@ -57,8 +58,7 @@ def tasks(model: Path, work: Path) -> list[Task]:
     optimum = Path(sys.executable).with_name("optimum-cli")
     export = (str(optimum), "export", "openvino", "--model", str(model), "--task", "text-to-image")
     convert = (sys.executable, "-m", "sdcompress", "convert", str(model), str(work / "ir"))
-    script = Path(__file__).with_name("compression_tasks.py")
-    child = (sys.executable, str(script), str(work))
+    child = (sys.executable, str(_TASKS), str(work))
     return [
         Task("convert the pipeline", convert, (*export, "--weight-format", "fp16",
              str(work / "peer_ir")), "optimum-cli export", 0.7, 4e9),
@@ -125,9 +125,13 @@ def _headline(model: Path, items: int) -> str:
 
 
 def _key(model: Path, items: int) -> str:
-    """What a result depends on: our code, the model, the inputs and the packages."""
-    packages = {name: version(name) for name in _PACKAGES}
-    return key_of(model=locate(str(model)).revision, items=items, packages=packages)
+    """What a result depends on: our code, that of the tasks, the model, inputs and packages."""
+    return key_of(
+        model=locate(str(model)).revision,
+        items=items,
+        packages={name: version(name) for name in _PACKAGES},
+        tasks=[sha256_of(file) for file in (Path(__file__), _TASKS)],
+    )
 
 
 def _measured(command: tuple[str, ...], record: Path, key: str, fresh: bool) -> Result:

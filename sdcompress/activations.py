@@ -9,6 +9,7 @@ another preset or ignored scope needs no new pass.
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from sdcompress.store import written_whole
 Array = np.ndarray[Any, Any]
 _REDUCTIONS = (opset.reduce_min, opset.reduce_max, opset.reduce_mean)
 _OUTPUT = "statistics"
+_MOST_OPEN = 256
 _INDEX = "index.json"
 _DECISION = "precision.json"
 # What "auto" asks of bf16: on so many items, averaged, no range may move by more than this share of
@@ -145,10 +147,7 @@ def collect(
     as for few items. Returns the one that was used; the probes' figures are those of f32. Raises
     CalibrationError for an activation that is not finite, and for bf16 where there is none.
     """
-    if execution_precision == "bf16" and not executes_bf16():
-        raise CalibrationError(
-            "calibrate.statistics is bf16, but this processor has no BF16: use f32 or auto"
-        )
+    require_executable(execution_precision)
     folder.mkdir(parents=True, exist_ok=True)
     with reading(xml) as model:
         collection = _Collection(model, activations, inputs, folder, on_item)
@@ -158,6 +157,14 @@ def collect(
             chosen = collection.choose()
         collection.run(chosen, range(len(inputs)))
     return chosen
+
+
+def require_executable(precision: str) -> None:
+    """Raises CalibrationError for bf16 where there is none."""
+    if precision == "bf16" and not executes_bf16():
+        raise CalibrationError(
+            "calibrate.statistics is bf16, but this processor has no BF16: use f32 or auto"
+        )
 
 
 def worth_comparing(items: int) -> bool:
@@ -311,22 +318,20 @@ class MissingStatisticsError(CompressionError):
 
 
 class Statistics:
-    """Collected figures of one model, from one folder or several, opened for reading."""
+    """Collected figures of one model, from one folder or several."""
 
     def __init__(self, *folders: Path) -> None:
-        self._files: list[list[Array]] = []
-        self._found: dict[tuple[str, int], dict[int, tuple[int, _Collected]]] = {}
-        for number, folder in enumerate(folders):
+        # Each mapped file stays open, and systems allow a process about a thousand.
+        self._mapped = lru_cache(_MOST_OPEN)(partial(np.load, mmap_mode="r"))
+        self._found: dict[tuple[str, int], dict[int, tuple[Path, _Collected]]] = {}
+        for folder in folders:
             index = json.loads((folder / _INDEX).read_text("utf-8"))
             self.items: int = index["items"]
-            self._files.append(
-                [np.load(_item_file(folder, item), mmap_mode="r") for item in range(self.items)]
-            )
             for row in index["activations"]:
                 activation = Activation(**row["activation"])
                 one = _Collected(activation, row["offset"], tuple(row["shape"]))
                 axes = self._found.setdefault((activation.node, activation.port), {})
-                axes[activation.axis] = (number, one)
+                axes[activation.axis] = (folder, one)
 
     def names(self) -> tuple[tuple[str, int], ...]:
         """Node and port of every activation that was collected."""
@@ -345,5 +350,5 @@ class Statistics:
         """Returns float32 [3, channels] and the axis of the channels."""
         axes = self._found[node, port]
         chosen = next(iter(axes)) if axis is None else axis
-        number, one = axes[chosen]
-        return one.of(self._files[number][item]), chosen
+        folder, one = axes[chosen]
+        return one.of(self._mapped(_item_file(folder, item))).copy(), chosen

@@ -21,9 +21,10 @@ _INTEGERS = ("i8", "u8", "i4", "u4")
 
 @dataclass(frozen=True)
 class ExecutedLayer:
-    """One multiplying layer as the device runs it. `weights` is None where both sides are computed.
+    """One multiplying layer as the device runs it.
 
-    Precisions are OpenVINO's names, for example u8, i8, bf16 and f32.
+    `weights` is None where both sides are computed, and for devices other than the CPU, which do
+    not tell. Precisions are OpenVINO's names, for example u8, i8, bf16 and f32.
     """
 
     name: str
@@ -89,11 +90,10 @@ def _weights(node: Any, kind: str) -> str | None:
     if kind in ("MatMul", "ScaledDotProductAttention") or node.get_input_size() < 2:
         return None
     source = node.input_value(1).get_node()
-    if _info(source, "layerType") == "Const":
-        stored = str(source.get_output_element_type(0).get_type_name())
-        if stored in _INTEGERS:
-            return stored
-    return _info(node, "runtimePrecision")
+    if _info(source, "layerType") != "Const":
+        return None
+    stored = str(source.get_output_element_type(0).get_type_name())
+    return stored if stored in _INTEGERS else _info(node, "runtimePrecision")
 
 
 def _info(node: Any, key: str) -> str:

@@ -11,7 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdcompress.activations import Activation, MissingStatisticsError, collect
+from sdcompress.activations import (
+    Activation,
+    MissingStatisticsError,
+    collect,
+    require_executable,
+)
 from sdcompress.calibrate import ModelInputs, calibrate
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
@@ -65,6 +70,8 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
     Raises a SdcompressError for whatever cannot be used.
     """
     chosen = recipe.calibrate
+    if calibrates and any(recipe.compress.collects(component) for component in COMPONENTS):
+        require_executable(chosen.statistics)
     prompts: tuple[Prompt, ...] = ()
     if calibrates and recipe.compress.needs_calibration:
         prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
@@ -254,11 +261,13 @@ class Line:
     def compressed_key(self, component: str) -> str:
         options = self.recipe.compress.method_of(component)
         quantizes = isinstance(options, ActivationQuantization)
+        upstream = self.calibrated_key if quantizes else self.converted_key
+        if self.recipe.compress.collects(component):
+            upstream = self._statistics_key(component, None)
         return key_of(
-            upstream=self.calibrated_key if quantizes else self.converted_key,
+            upstream=upstream,
             component=component,
             options=options.model_dump(),
-            statistics=self.recipe.calibrate.statistics if quantizes else None,
             has_vnni=has_vnni() if quantizes else None,
             tools={name: version(name) for name in ("nncf", "openvino")},
         )
@@ -287,6 +296,8 @@ class Line:
             try:
                 folder = self._compress_stage(component, extras)
             except MissingStatisticsError as missing:
+                if missing.activations in extras:
+                    raise  # collecting them again would end here again
                 extras.append(missing.activations)
             else:
                 record = read_record(folder / "record.json", CompressedIR)

@@ -1,6 +1,8 @@
 """Collected statistics: numpy on the same model's outputs is the witness."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,22 @@ def test_figures_of_several_folders_are_read_as_one(
     assert both.has(extra.node, extra.port, 3)
     figures, _ = both.read(extra.node, extra.port, 1, 3)
     assert figures.shape == (3, 16)
+
+
+def test_more_files_are_read_than_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    items, figures = 600, np.arange(6, dtype=np.float32)
+    for item in range(items):
+        np.save(tmp_path / f"{item:05d}.npy", figures + item)
+    row = {"activation": asdict(Activation("conv", 0, 1)), "offset": 0, "shape": [1, 2, 4, 4]}
+    (tmp_path / "index.json").write_text(json.dumps({"items": items, "activations": [row]}))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (550, before[1]))
+    try:
+        found = [Statistics(tmp_path).read("conv", 0, item)[0] for item in (0, 1)]
+        opened = Statistics(tmp_path)
+        kept = [opened.read("conv", 0, item)[0] for item in range(items)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(kept[:2], found)
+    np.testing.assert_array_equal(kept[-1], figures.reshape(3, 2) + items - 1)
