@@ -74,7 +74,7 @@ def tasks(model: Path, work: Path) -> list[Task]:
         Task("hybrid of the UNet", (*child, "hybrid"), None, "nncf.quantize", 0.5, 6e9),
         Task("hybrid of the UNet", (*child, "hybrid"), (*child, "peer_hybrid"),
              "nncf, as optimum-intel calls it", 0.5, 6e9),
-        Task("W8A8 again, another preset", (*child, "int8_again"), None, "", None, None),
+        Task("W8A8 again, another ignored scope", (*child, "int8_again"), None, "", None, None),
         Task("(nncf.quantize itself on one input of 8 x 8 latents)", (*child, "peer_tiny"),
              None, "", None, None),
     ]  # fmt: skip

@@ -39,6 +39,18 @@ def _pipeline(work: Path) -> None:
     pipeline.denoise(start, positive[None], negative[None], settings)
 
 
+def _calls(work: Path) -> None:
+    """Keeps all UNet calls of a prompt that nothing is calibrated on, for execution.py."""
+    from sdcompress.evaluate.sqnr import record_calls, save_calls
+    from sdcompress.prompts import load_prompts
+    from sdcompress.runtime import Pipeline, Settings
+
+    pipeline = Pipeline.load(work / "ir", execution_precision="f32", verify="never")
+    prompts = load_prompts("sd_evaluation", 1, 42)
+    settings = Settings(scheduler="dpmsolver++", steps=STEPS, guidance_scale=7.5)
+    save_calls(record_calls(pipeline, prompts, 42, settings), work / "calls.npz")
+
+
 def _ranges(work: Path) -> None:
     """The collection of statistics alone, for benchmarks/memory.py."""
     from sdcompress.activations import collect
@@ -113,11 +125,12 @@ def _int8_f32(work: Path) -> None:
 
 
 def _int8_again(work: Path) -> None:
-    from sdcompress.recipe import Int8
+    """The same ranges with another ignored scope, that of the shipped recipe."""
+    from sdcompress.recipe import load_recipe
+    from sdcompress.shipped import shipped_folder
 
-    _compress(
-        work, "int8_performance", Int8(method="int8", preset="performance"), "ranges", reuse=True
-    )
+    recipe = load_recipe(shipped_folder("recipes") / "sd21_base_int8.yaml")
+    _compress(work, "int8_recipe", recipe.compress.unet, "ranges", reuse=True)
 
 
 def _hybrid(work: Path) -> None:
@@ -215,6 +228,7 @@ def _has_integer_weights(operation: Any) -> bool:
 TASKS: dict[str, Callable[[Path], None]] = {
     "record": _record,
     "pipeline": _pipeline,
+    "calls": _calls,
     "ranges": _ranges,
     "int8_weights": _int8_weights,
     "int8_linear": _int8_linear,

@@ -2,7 +2,7 @@
 
 Each variant runs in a process of its own, batch 2 at the native size: seconds a step, memory, how
 many layers keep compressed weights, and the SQNR of its output against the float32 execution of the
-baseline, on recorded inputs spread over the timesteps. Prints two Markdown tables.
+baseline, on the trajectory of a prompt that nothing was calibrated on. Prints two Markdown tables.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ import numpy as np
 import openvino as ov
 
 from sdcompress.activations import Statistics
-from sdcompress.calibrate import ModelInputs
 from sdcompress.evaluate.fidelity import sqnr_db
+from sdcompress.evaluate.sqnr import UnetCall, load_calls
 from sdcompress.executed import layers_of_compiled
 from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.memory import MemoryWatch
@@ -37,9 +36,9 @@ VARIANTS = (
     ("hybrid", "hybrid", None),
     ("W8A8", "int8", None),
     ("W8A8, ranges in f32", "int8_f32", None),
+    ("`sd21_base_int8`", "int8_recipe", None),
 )
 TIMED_STEPS = 5
-COMPARED = 16  # recorded inputs
 
 
 def main() -> None:
@@ -51,6 +50,8 @@ def main() -> None:
         print(json.dumps(_run(options.work, *options.child)))
         return
     work = options.work.resolve()
+    tasks = Path(__file__).with_name("compression_tasks.py")
+    subprocess.run([sys.executable, str(tasks), str(work), "calls"], check=True)
     measured = {name: _measure(work, folder, kind or "") for name, folder, kind in VARIANTS}
     print(f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}; UNet, batch 2\n")
     print("| UNet | file | step | resident | anonymous | linear layers | convolutions |")
@@ -85,27 +86,24 @@ def _measure(work: Path, folder: str, precision: str) -> dict[str, Any]:
 
 
 def _run(work: Path, folder: str, precision: str) -> dict[str, Any]:
-    """Times steps of two branches and compares outputs with the stored ones of float32."""
-    pairs = list(_pairs(work))
+    """Times steps of two branches and compares outputs with those of the baseline in float32."""
+    calls = load_calls(work / "calls.npz")
+    feeds = [_feed(call) for call in calls]
     model = ov.Core().read_model(work / folder / IR_NAME)
-    model.reshape({name: values.shape for name, values in pairs[0].items()})
+    model.reshape({name: values.shape for name, values in feeds[0].items()})
     config = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     compiled = ov.Core().compile_model(model, "CPU", config)
     del model
     request = compiled.create_infer_request()
     outputs, seconds = [], []
-    for pair in pairs:
+    for feed in feeds:
         start = time.perf_counter()
-        request.infer(pair, share_inputs=True)
+        request.infer(feed, share_inputs=True)
         seconds.append(time.perf_counter() - start)
         outputs.append(request.get_output_tensor(0).data.copy())
-    expected_file = work / "expected.npy"
-    if precision == "f32":
-        np.save(expected_file, np.array(outputs))
-    expected = np.load(expected_file)
     sqnr = {
-        int(pair["timestep"][0]): sqnr_db(wanted, found)
-        for pair, wanted, found in zip(pairs, expected, outputs, strict=True)
+        round(call.timestep): sqnr_db(call.noise, found)
+        for call, found in zip(calls, outputs, strict=True)
     }
     layers = layers_of_compiled(compiled)
     return {
@@ -121,14 +119,13 @@ def _weights(layers: Any, kind: str) -> str:
     return ", ".join(f"{found.count(name)} x {name}" for name in sorted(set(found)))
 
 
-def _pairs(work: Path) -> Iterator[dict[str, Any]]:
-    """Both branches of recorded calls, one for each timestep, spread over the trajectory."""
-    by_timestep = {
-        int(one["timestep"][0]): one for one in ModelInputs(work / "recorded", "unet", 2)
+def _feed(call: UnetCall) -> dict[str, Any]:
+    """Both branches, under the names of the IR's inputs."""
+    return {
+        "sample": call.sample,
+        "timestep": np.full(len(call.sample), round(call.timestep)),
+        "encoder_hidden_states": call.encoder_hidden_states,
     }
-    ordered = sorted(by_timestep, reverse=True)
-    chosen = np.linspace(0, len(ordered) - 1, min(COMPARED, len(ordered))).round().astype(int)
-    return (by_timestep[ordered[index]] for index in chosen)
 
 
 def _print_sqnr(measured: dict[str, dict[str, Any]]) -> None:
