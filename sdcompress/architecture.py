@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdcompress.errors import SourceError
 from sdcompress.source import PARTS, Source, StoredTensor
 
 _TEXT_TOKENS = 77
@@ -51,7 +52,7 @@ def read_architecture(source: Source, width: int | None, height: int | None) -> 
     tensors = {part: list(source.tensors(part)) for part in PARTS}
     unet = _config(source, "unet")
     vae = _config(source, "vae")
-    scale = 2 ** (len(vae["down_block_types"]) - 1)
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
     native = unet["sample_size"]
     columns, rows = (width // scale if width else native), (height // scale if height else native)
     shapes = {part: {one.name: one.shape for one in found} for part, found in tensors.items()}
@@ -74,8 +75,23 @@ def read_architecture(source: Source, width: int | None, height: int | None) -> 
 
 
 def _config(source: Source, part: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((source.folder / part / "config.json").read_text("utf-8"))
-    return config
+    """Reads what is asked of a part's settings, and raises SourceError for what is not there."""
+    file = source.folder / part / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        channels = config["block_out_channels"]
+        size = config["sample_size"] if part == "unet" else 0  # nobody asks for the VAE's
+        found = {
+            "block_out_channels": [int(one) for one in channels],
+            "layers_per_block": int(config["layers_per_block"]),
+            "sample_size": int(size[0] if isinstance(size, list) else size),
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise SourceError(
+            f"{file}: {type(error).__name__} {error}: it has to be JSON with block_out_channels, "
+            "layers_per_block and sample_size, as diffusers writes it for Stable Diffusion"
+        ) from error
+    return found
 
 
 def _part_size(tensors: Sequence[StoredTensor]) -> PartSize:

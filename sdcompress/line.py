@@ -165,13 +165,14 @@ class Line:
         """The uncompressed IR folder: the baseline."""
 
         def build(folder: Path, advance: Advance) -> None:
-            self._run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
+            self.run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
 
         return self.store.stage(
             self.progress, "convert", self.converted_key, f"{self.source.id} to OpenVINO IR", build
         )
 
-    def _run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
+    def run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
+        """Calls ``function(*arguments, on_progress)``, as `run_apart` does for this model."""
         return run_apart(self.source, function, *arguments, on_progress=on_progress)
 
     @cached_property
@@ -204,7 +205,7 @@ class Line:
         def build(folder: Path, advance: Advance) -> None:
             prompts, options = self.material.calibration_prompts, self.recipe.calibrate
             arguments = (baseline, self.recipe.device, prompts, options, self.settings, folder)
-            self._run(_record, *arguments, on_progress=advance)
+            self.run(_record, *arguments, on_progress=advance)
             provenance = {"model": self.model_record(), "recipe": self.recipe.as_dict()}
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), "utf-8")
 
@@ -215,11 +216,11 @@ class Line:
         )
 
     def finished(self) -> set[str]:
-        """The names of those stages before the evaluation that need not be run."""
+        """The names of those stages before the evaluation that are done or not asked for."""
         quantized = [one for one in COMPONENTS if self.recipe.compress.collects(one)]
         keys = {
             "convert": [self.converted_key],
-            "calibrate": [self.calibrated_key],
+            "calibrate": [self.calibrated_key] * self.recipe.compress.needs_calibration,
             "ranges": [self._statistics_key(component, None) for component in quantized],
             "compress": [self.compressed_key(component) for component in COMPONENTS],
         }
@@ -252,7 +253,7 @@ class Line:
         def build(folder: Path, advance: Advance) -> str:
             xml = self.converted / component / IR_NAME
             arguments = (xml, activations, inputs, folder, precision)
-            return f"in {self._run(collect, *arguments, on_progress=advance)}"
+            return f"in {self.run(collect, *arguments, on_progress=advance)}"
 
         key = self._statistics_key(component, activations)
         detail = f"{component}: activations of {len(inputs)} inputs"
@@ -313,7 +314,7 @@ class Line:
 
         def build(folder: Path, advance: Advance) -> None:
             arguments = (baseline, options, folder / component, recorded, has_vnni())
-            record = self._run(compress, *arguments, on_progress=advance)
+            record = self.run(compress, *arguments, on_progress=advance)
             write_record(
                 folder / "record.json", CompressedIR, replace(record, folder=Path(component))
             )

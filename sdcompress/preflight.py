@@ -234,7 +234,8 @@ class _Work:
         )
         quick = calls * self._step_seconds("bf16") * _QUANTIZED.get(method, 1.0)
         candidate = quick + self._seconds(self.model.vae_decoder_macs, "bf16")
-        memory = self._pipeline(4, _DECODING_BYTES_PIXEL)
+        peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
+        memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
         yield StageEstimate(
             "draw", f"2 x {pictures} pictures", 25 + pictures * (baseline + candidate), *memory

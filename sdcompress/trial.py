@@ -13,12 +13,13 @@ from pathlib import Path
 from sdcompress.evaluate import (
     BASELINE_PRECISION,
     Contest,
+    draw_side,
     measure_performance,
     measure_sqnr,
     score_pairs,
     summarize,
 )
-from sdcompress.evaluate.pictures import Pictures, draw_pictures
+from sdcompress.evaluate.pictures import Pictures
 from sdcompress.evaluate.records import Evaluation, Performance, Scores, UnetSqnr
 from sdcompress.line import Judging, Line
 from sdcompress.processor import processor_brand, processor_flags
@@ -108,15 +109,7 @@ class Trial:
         is_candidate = side == "compressed"
 
         def build(folder: Path, advance: Advance) -> None:
-            drawn = draw_pictures(
-                contest.open(candidate=is_candidate),
-                contest.prompts,
-                contest.seed,
-                contest.settings,
-                folder,
-                advance,
-            )
-            drawn.save(folder)
+            self.line.run(draw_side, contest, is_candidate, folder, on_progress=advance)
 
         detail = f"{len(contest.prompts)} {side} pictures"
         key = self._key(side=side)
@@ -158,7 +151,9 @@ class Trial:
             self._key(side=None, scorer=scorer, tools=tools),
             "CLIP score, PSNR, SSIM",
             Scores,
-            lambda _, advance: score_pairs(self.contest, baseline, candidate, advance),
+            lambda _, advance: self.line.run(
+                score_pairs, self.contest, baseline, candidate, on_progress=advance
+            ),
         )
 
     def _sqnr(self) -> UnetSqnr:
@@ -169,7 +164,9 @@ class Trial:
             self._sqnr_key,
             f"UNet output error over {count} prompts",
             UnetSqnr,
-            lambda folder, advance: measure_sqnr(self.contest, count, folder, advance),
+            lambda folder, advance: self.line.run(
+                measure_sqnr, self.contest, count, folder, on_progress=advance
+            ),
             resumable=True,
         )
 

@@ -37,11 +37,31 @@ _VAE_ATTENTION = {
 }
 
 
-def write_single_file(model: Path, file: Path, *, layers: int = 1, blocks: int = 4) -> Path:
-    """`layers` and `blocks` are the model's layers_per_block and number of resolutions."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, value in load_file(model / "text_encoder/model.safetensors").items():
-        tensors[f"cond_stage_model.transformer.{name}"] = value
+# Names of OpenCLIP's text transformer, which Stable Diffusion 2 has.
+_OPENCLIP = {
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_model.encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def write_single_file(
+    model: Path, file: Path, *, text: str = "clip", layers: int = 1, blocks: int = 4
+) -> Path:
+    """`layers` and `blocks` are the model's layers_per_block and number of resolutions.
+
+    `text` is "clip", as in Stable Diffusion 1, or "openclip", as in 2.
+    """
+    encoder = load_file(model / "text_encoder/model.safetensors")
+    prefix = "cond_stage_model.model." if text == "openclip" else "cond_stage_model.transformer."
+    named = dict(_as_openclip(encoder)) if text == "openclip" else encoder
+    tensors: dict[str, np.ndarray] = {prefix + name: value for name, value in named.items()}
     unet = dict(_unet_prefixes(layers, blocks))
     for name, value in _read(model, "unet").items():
         tensors[f"model.diffusion_model.{_renamed(name, unet)}"] = value
@@ -54,6 +74,20 @@ def write_single_file(model: Path, file: Path, *, layers: int = 1, blocks: int =
         )
     save_file(tensors, file)
     return file
+
+
+def _as_openclip(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Renames, and packs queries, keys and values of a layer into one."""
+    for name, value in weights.items():
+        here, _, kind = name.partition(".self_attn.q_proj.")
+        renamed = here
+        for theirs, ours in _OPENCLIP.items():
+            renamed = renamed.replace(theirs, ours)
+        if kind:
+            parts = [weights[f"{here}.self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            yield f"{renamed}.attn.in_proj_{kind}", np.concatenate(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            yield renamed, value
 
 
 def _read(model: Path, part: str) -> dict[str, Any]:

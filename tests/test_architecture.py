@@ -1,5 +1,6 @@
 """Sizes and work of a model from its headers: torch's own counters are the witness."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdcompress.architecture import Architecture, read_architecture
 from sdcompress.demo import MODEL_DIR
+from sdcompress.errors import SourceError
 from sdcompress.source import locate
 
 
@@ -53,8 +55,32 @@ def counted(call: object) -> float:
     return counter.get_total_flops() / 2
 
 
-def test_a_single_file_is_as_large_as_its_folder(demo: Architecture, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["clip", "openclip"])
+def test_a_single_file_is_as_large_as_its_folder(
+    demo: Architecture, text: str, tmp_path: Path
+) -> None:
     settings = tmp_path / "settings"
     shutil.copytree(MODEL_DIR, settings, ignore=shutil.ignore_patterns("*.safetensors"))
-    file = write_single_file(MODEL_DIR, tmp_path / "demo.safetensors")
+    file = write_single_file(MODEL_DIR, tmp_path / "demo.safetensors", text=text)
     assert read_architecture(locate(str(file), config=str(settings)), None, None) == demo
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"sample_size": None}, {"layers_per_block": "one"}, {"block_out_channels": None}],
+    ids=lambda values: next(iter(values)),
+)
+def test_settings_that_cannot_be_read_are_named(changed: dict[str, object], tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "demo")
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(SourceError, match=r"unet.config\.json"):
+        read_architecture(locate(str(folder)), None, None)
+
+
+def test_a_square_size_may_be_written_twice(demo: Architecture, tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "demo")
+    file = folder / "unet/config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"sample_size": [values["sample_size"]] * 2}))
+    assert read_architecture(locate(str(folder)), None, None) == demo

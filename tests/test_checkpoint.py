@@ -36,11 +36,30 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def openclip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Stable Diffusion 2.1 is published: with a projection and a last block that nobody uses."""
+    file = tmp_path_factory.mktemp("openclip") / "demo.safetensors"
+    weights = load_file(write_single_file(MODEL_DIR, file, text="openclip"))
+    stem = "cond_stage_model.model."
+    last = {
+        name.replace("resblocks.2.", "resblocks.23."): torch.full_like(value, torch.nan)
+        for name, value in weights.items()
+        if name.startswith(f"{stem}transformer.resblocks.2.")
+    }
+    assert len(last) == 12
+    unused = {f"{stem}text_projection": torch.zeros(128, 128, dtype=torch.float16)}
+    unused[f"{stem}logit_scale"] = torch.tensor(4.6, dtype=torch.float16)
+    save_file(weights | last | unused, file)
+    return file
+
+
+@pytest.mark.parametrize("layout", ["single_file", "openclip_file"])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_single_file_holds_the_folders_weights(
-    part: str, single_file: Path, settings: Path
+    part: str, layout: str, settings: Path, request: pytest.FixtureRequest
 ) -> None:
-    source = locate(str(single_file), config=str(settings))
+    source = locate(str(request.getfixturevalue(layout)), config=str(settings))
     found = load_component(source, part, stored=True).state_dict()
     expected = load_component(locate("demo"), part, stored=True).state_dict()
     assert found.keys() == expected.keys()

@@ -10,7 +10,7 @@ import numpy as np
 from sdcompress.evaluate.clip_score import ClipScorer, clip_scores
 from sdcompress.evaluate.fidelity import psnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
-from sdcompress.evaluate.pictures import Pictures
+from sdcompress.evaluate.pictures import Pictures, draw_pictures
 from sdcompress.evaluate.records import (
     ClipScore,
     Footprint,
@@ -59,6 +59,13 @@ class Contest:
         )
 
 
+def draw_side(contest: Contest, candidate: bool, folder: Path, on_picture: Advance) -> None:
+    """Draws the pictures of one side into `folder`, for `Pictures.load`."""
+    pipeline, prompts = contest.open(candidate=candidate), contest.prompts
+    drawn = draw_pictures(pipeline, prompts, contest.seed, contest.settings, folder, on_picture)
+    drawn.save(folder)
+
+
 def measure_sqnr(contest: Contest, prompts: int, folder: Path, on_call: Advance) -> UnetSqnr:
     """Measures the UNet output's SQNR in dB by timestep, over the first `prompts` prompts.
 
@@ -67,35 +74,39 @@ def measure_sqnr(contest: Contest, prompts: int, folder: Path, on_call: Advance)
     """
     baseline = contest.open(candidate=False)
     steps = len(baseline.plan(contest.settings))
-    finished, total = count(1), 3 * prompts * steps
-
-    def advance() -> None:
-        on_call(next(finished), total)
-
+    total, kept = 3 * prompts * steps, [*folder.glob("*.npz"), *folder.glob("*/*.json")]
+    advance = _counting(on_call, steps * len(kept), total)
     files = [folder / f"{index:05d}.npz" for index in range(prompts)]
     for index, (prompt, file) in enumerate(zip(contest.prompts[:prompts], files, strict=True)):
         if file.exists():
-            _pass_over(steps, advance)
             continue
         seed = contest.seed + index
         save_calls(record_calls(baseline, [prompt], seed, contest.settings, advance), file)
     del baseline
     candidate = contest.open(candidate=True)
-    measured = _sqnr_over(files, candidate, folder / "candidate", steps, advance)
+    measured = _sqnr_over(files, candidate, folder / "candidate", advance)
     precision = candidate.execution_precisions("unet")["unet"]
     del candidate
     floor = {}
     if precision != BASELINE_PRECISION:
         rounded = contest.open_rounded(precision)
-        floor = _sqnr_over(files, rounded, folder / "floor", steps, advance)
+        floor = _sqnr_over(files, rounded, folder / "floor", advance)
     for file in files:
         file.unlink()
     on_call(total, total)
     return UnetSqnr(measured, floor)
 
 
+def _counting(on_call: Advance, done: int, total: int) -> Callable[[], None]:
+    """Tells what was done before, at once so that it does not count as speed; then counts on."""
+    if done:
+        on_call(done, total)
+    numbers = count(done + 1)
+    return lambda: on_call(next(numbers), total)
+
+
 def _sqnr_over(
-    files: Sequence[Path], pipeline: Pipeline, folder: Path, steps: int, advance: Callable[[], None]
+    files: Sequence[Path], pipeline: Pipeline, folder: Path, advance: Callable[[], None]
 ) -> dict[int, float]:
     """The mean of all prompts at each timestep; a prompt's own figures are kept in `folder`."""
     folder.mkdir(exist_ok=True)
@@ -104,17 +115,11 @@ def _sqnr_over(
         kept = folder / f"{file.stem}.json"
         if kept.exists():
             figures = read_record(kept, dict[int, float])
-            _pass_over(steps, advance)
         else:
             figures = unet_sqnr(pipeline, load_calls(file), advance)
             write_record(kept, dict[int, float], figures)
         found.append(figures)
     return {step: float(np.mean([one[step] for one in found])) for step in found[0]}
-
-
-def _pass_over(calls: int, advance: Callable[[], None]) -> None:
-    for _ in range(calls):
-        advance()
 
 
 def measure_performance(
@@ -127,10 +132,12 @@ def measure_performance(
     """
     sides = {"baseline": contest.baseline, "candidate": contest.candidate}
     measured: dict[str, list[Footprint]] = {name: [] for name in sides}
-    for done in range(2 * images):
-        turn, name = done // 2, [*sides][done % 2]
-        kept = folder / f"{name}-{turn}.json"
-        if not kept.exists():
+    turns = [(name, folder / f"{name}-{turn}.json") for turn in range(images) for name in sides]
+    done = sum(file.exists() for _, file in turns)
+    if done:
+        on_process(done, len(turns))
+    for name, file in turns:
+        if not file.exists():
             one = measure_footprint(
                 sides[name],
                 prompt=contest.prompts[0].text,
@@ -139,9 +146,10 @@ def measure_performance(
                 device=contest.device,
                 execution_precision=BASELINE_PRECISION if name == "baseline" else None,
             )
-            write_record(kept, Footprint, one)
-        measured[name].append(read_record(kept, Footprint))
-        on_process(done + 1, 2 * images)
+            write_record(file, Footprint, one)
+            done += 1
+            on_process(done, len(turns))
+        measured[name].append(read_record(file, Footprint))
     return Performance(**{name: Footprint.undisturbed(found) for name, found in measured.items()})
 
 
