@@ -2,8 +2,9 @@
 
 ``make bench-preflight`` runs `sd21_base_int8` with a reduced evaluation on the model that
 benchmarks/compression.py made, and prints expected and measured time and memory of each kind of
-stage, and the disk taken. About 20 minutes on two cores; a run that is there already is compared
-again, unless `--fresh`.
+stage, and the disk taken. About 20 minutes on two cores; stages that this code has finished already
+count with what they took then, unless `--fresh`. Exits with 1 when an estimate is off by more than
+a quarter.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from typing import Any
 from sdcompress.architecture import read_architecture
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import QualityGateFailed
-from sdcompress.preflight import Estimate, estimate, measure_speed
+from sdcompress.preflight import estimate, measure_speed
 from sdcompress.processor import processor_brand
 from sdcompress.progress import TerminalProgress
-from sdcompress.recipe import Recipe, load_recipe
+from sdcompress.recipe import load_recipe
 from sdcompress.shipped import shipped_folder
 from sdcompress.source import locate
 from sdcompress.workflow import STORE, quantize
@@ -49,21 +50,25 @@ def main() -> None:
     options = parser.parse_args()
     file = shipped_folder("recipes") / "sd21_base_int8.yaml"
     recipe = load_recipe(file, (f"model={options.model.resolve()}", *REDUCED))
-    expected = _expected(recipe)
+    speed = measure_speed()
+    expected = estimate(recipe, read_architecture(locate(recipe.model), None, None), speed)
     output = options.work.resolve() / "sd21_base_int8"
-    record = output / "report/report.json"
-    if options.fresh or not record.exists():
-        with suppress(QualityGateFailed):  # the report is what is wanted
-            quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
-    report = json.loads(record.read_text(encoding="utf-8"))
-    if report["recipe"] != recipe.as_dict():
-        raise SystemExit(f"{output} is of another model or recipe: choose --work, or --fresh")
-    print(f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}\n")
+    with suppress(QualityGateFailed):  # the report is what is wanted
+        quantize(recipe, output, fresh=options.fresh, progress=TerminalProgress())
+    report = json.loads((output / "report/report.json").read_text(encoding="utf-8"))
+    print(
+        f"\n{processor_brand()}, {os.cpu_count()} cores, {platform.platform()}; a convolution "
+        f"makes {speed.f32 / 1e12:.2f} TMAC/s in f32, {speed.native / 1e12:.2f} by itself\n"
+    )
     print("| stage | time, expected | measured | memory, expected | measured |")
     print("|---|---|---|---|---|")
     measured = _by_name(report["stages"])
+    factors = {}
     for name, (seconds, peak) in _by_name(map(asdict, expected.stages)).items():
-        print(_row(name, seconds, peak, *measured.pop(name)))
+        real_seconds, real_peak = measured.pop(name)
+        print(_row(name, seconds, peak, real_seconds, real_peak))
+        factors[f"{name}, time"] = seconds / real_seconds
+        factors[f"{name}, memory"] = peak / real_peak
     rest = sum(seconds for seconds, _ in measured.values())
     total = sum(stage["seconds"] for stage in report["stages"])
     peak = max(stage["peak_rss_bytes"] for stage in report["stages"])
@@ -72,11 +77,14 @@ def main() -> None:
     print(f"\nDisk: expected {expected.disk_bytes / 1e9:.1f} GB, taken {disk / 1e9:.1f} GB "
           f"(x {expected.disk_bytes / disk:.2f}). Not estimated: "
           f"{', '.join(measured)}, {rest:.0f} s of the whole run.")  # fmt: skip
-
-
-def _expected(recipe: Recipe) -> Estimate:
-    source = locate(recipe.model)
-    return estimate(recipe, read_architecture(source, None, None), measure_speed())
+    factors |= {
+        "whole run, time": expected.seconds / total,
+        "whole run, memory": expected.peak_rss_bytes / peak,
+        "disk": expected.disk_bytes / disk,
+    }
+    far = [f"{name} x {one:.2f}" for name, one in factors.items() if not 0.75 <= one <= 1.25]
+    print(f"Off by more than a quarter: {', '.join(far) or 'nothing'}.")
+    raise SystemExit(1 if far else 0)
 
 
 def _by_name(stages: Iterable[dict[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -24,10 +24,20 @@ def describe(path: Path, *, every_layer: bool = False) -> Iterator[str]:
         parameters = sum(layer.parameters for layer in layers) / 1e6
         counts = ", ".join(f"{n} x {name}" for name, n in count_by_precision(layers).items())
         yield f"{file.parent.name:<14} {size / 1e6:>7.1f} MB  {parameters:>7.2f} M  {counts}"
+        unpacked = sum(_is_unpacked(layer) for layer in layers)
+        if unpacked:
+            yield (
+                f"  {unpacked} compressed convolutions have floating-point inputs: OpenVINO's CPU "
+                "plugin unpacks their weights, so they take no less memory (--executed shows it)"
+            )
         if every_layer:
             yield from (_layer_line(layer) for layer in layers)
     if len(files) > 1:
         yield f"{'total':<14} {total / 1e6:>7.1f} MB"
+
+
+def _is_unpacked(layer: Layer) -> bool:
+    return "Convolution" in layer.type and layer.precision in ("int8 weights", "int4 weights")
 
 
 def _ir_files(path: Path) -> list[Path]:

@@ -2,8 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -59,6 +60,23 @@ def bundle(build_folder: Path) -> Path:
         if not output.exists():
             assert quantize(quick_recipe("unet_int8"), output).bundle == output
     return output
+
+
+@pytest.fixture
+def isolated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The demo is worked on as a large model is, in processes apart; lists what ran in them."""
+    from sdcompress import line
+
+    called: list[str] = []
+
+    def spying(function: Callable[..., Any], *arguments: Any, on_progress: Any) -> Any:
+        called.append(function.__name__)
+        return run_isolated(function, *arguments, on_progress=on_progress)
+
+    run_isolated = line.run_isolated
+    monkeypatch.setattr(line, "run_isolated", spying)
+    monkeypatch.setattr(line, "SMALL_MODEL_BYTES", 0)
+    return called
 
 
 @pytest.fixture(scope="session")

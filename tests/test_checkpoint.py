@@ -248,7 +248,7 @@ def test_options_that_do_not_apply_are_refused(
 
 
 def test_a_single_file_with_a_lora_is_converted_without_rounding(
-    single_file: Path, settings: Path, tmp_path: Path
+    single_file: Path, settings: Path, tmp_path: Path, isolated: list[str]
 ) -> None:
     """All the way through the command; PyTorch on the fused weights is the witness."""
     lora, folder = tmp_path / "style.safetensors", tmp_path / "ir"
@@ -256,6 +256,7 @@ def test_a_single_file_with_a_lora_is_converted_without_rounding(
     arguments = ["convert", str(single_file), str(folder), "--config", str(settings)]
     done = CliRunner().invoke(main, [*arguments, "--lora", str(lora), "0.5"])
     assert done.exit_code == 0, done.output
+    assert isolated == ["convert"]
     source = locate("demo", loras=[(str(lora), 0.5)])
     random = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 4, 16, 16, generator=random)

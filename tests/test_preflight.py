@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import QUICK, quick_recipe
+from conftest import QUICK
 
-from sdcompress import line, preflight, workflow
+from sdcompress import preflight, workflow
 from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
 from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
-from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.shipped import shipped_folder
 
@@ -161,25 +160,3 @@ def test_a_refused_run_can_be_started_all_the_same(
     assert result.exit_code == 0, result.output
     assert "peak memory" in result.output
     assert (Path(result.stdout.splitlines()[-1]) / "recorded").is_dir()
-
-
-def test_a_large_model_is_compressed_in_processes_of_its_own(
-    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del bundle  # its converted model is reused
-    called = []
-
-    def isolated(function: object, *arguments: object, on_progress: object) -> object:
-        called.append(function)
-        return run_isolated(function, *arguments, on_progress=on_progress)  # type: ignore[arg-type]
-
-    run_isolated = line.run_isolated
-    monkeypatch.setattr(line, "run_isolated", isolated)
-    monkeypatch.setattr(line, "SMALL_MODEL_BYTES", 0)
-    recipe = quick_recipe("unet_int8", "compress.text_encoder={method: int4_weights}")
-    quiet = SilentProgress()
-    material = line.find_material(recipe, quiet)
-    with workflow.production_line(recipe, build_folder / "isolated", material, quiet) as run:
-        compressed = run.compressed()
-    assert called == [line.compress]  # the rest of it had been compressed before
-    assert compressed["text_encoder"].layers_by_precision["int4 weights"] > 10
