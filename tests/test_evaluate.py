@@ -9,6 +9,7 @@ from PIL import Image
 
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluate import Contest, measure_performance, measure_sqnr
 from sdcompress.evaluate.clip_score import ClipScorer, clip_scores, locate_scorer
 from sdcompress.evaluate.fidelity import PSNR_CEILING_DB, psnr_db, sqnr_db, ssim
 from sdcompress.evaluate.footprint import measure_footprint
@@ -18,6 +19,7 @@ from sdcompress.evaluate.sqnr import record_calls, unet_sqnr
 from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.prompts import Prompt
 from sdcompress.runtime import Pipeline, Settings
+from sdcompress.store import write_record
 
 
 @pytest.fixture
@@ -183,3 +185,49 @@ def test_a_killed_drawing_goes_on_with_the_next_picture(bundle: Path, tmp_path: 
     for one, other in zip(drawn.files, again.files, strict=True):
         assert one.read_bytes() == other.read_bytes()
     assert sorted(killed.iterdir()) == list(drawn.files)
+
+
+def test_killed_measurements_tell_at_once_what_was_done(
+    bundle: Path, baseline: Path, tmp_path: Path
+) -> None:
+    steps, told = 2, []
+    contest = Contest(
+        baseline,
+        bundle,
+        "CPU",
+        Settings(steps=steps, guidance_scale=5.0, scheduler="dpmsolver++"),
+        (Prompt("a green star"),),
+        seed=3,
+        scorer=ClipScorer("demo", CLIP_DIR),
+    )
+
+    def stop(done: int, _total: int) -> None:
+        if done == 2 * steps:
+            raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    expected = measure_sqnr(contest, 1, whole, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        measure_sqnr(contest, 1, killed, stop)
+    found = measure_sqnr(contest, 1, killed, lambda done, total: told.append((done, total)))
+    assert told[0] == (steps, 3 * steps)  # the baseline's calls were kept
+    assert [done for done, _ in told[1 : steps + 1]] == list(range(steps + 1, 2 * steps + 1))
+    assert told[-1] == (3 * steps, 3 * steps)
+    assert found.candidate_db == pytest.approx(expected.candidate_db, abs=0.5)
+
+
+def test_processes_measured_before_are_told_at_once(bundle: Path, tmp_path: Path) -> None:
+    contest = Contest(
+        bundle, bundle, "CPU", Settings(steps=2), (Prompt("a green star"),), 0,
+        ClipScorer("demo", CLIP_DIR),
+    )  # fmt: skip
+    kept = Footprint(1.0, 0.2, 5.0, 90, 70, 40)
+    for name in ("baseline-0", "candidate-0", "baseline-1"):
+        write_record(tmp_path / f"{name}.json", Footprint, kept)
+    told: list[tuple[int, int]] = []
+    found = measure_performance(contest, 2, tmp_path, lambda *numbers: told.append(numbers))
+    assert told == [(3, 4), (4, 4)]
+    assert found.baseline == kept
+    assert found.candidate.peak_rss_bytes > 10e6
