@@ -86,7 +86,10 @@ def watch_list(model: ov.Model) -> tuple[Activation, ...]:
     """Lists what any way of quantizing a model asks for, in graph order without repetition.
 
     That is what every convolution, matrix multiplication and attention reads that is computed at
-    run time, where it came from before it was rearranged, and what those with weights return.
+    run time, where it came from before it was rearranged, and what convolutions return, bias
+    included. What else is asked of a layer with weights follows from that: its mean without the
+    bias, and for a matrix multiplication the mean of what it returns. Each further activation would
+    keep the device from fusing the operations around it.
     """
     watched: dict[Activation, None] = {}
     for operation in model.get_ordered_ops():
@@ -98,9 +101,20 @@ def watch_list(model: ov.Model) -> tuple[Activation, ...]:
         for source in computed:
             for output in (source, *_origins(source)):
                 watched |= _activation(output)
-        if len(computed) < len(inputs):
-            watched |= _activation(operation.output(0))
+        if len(computed) < len(inputs) and kind != "MatMul":
+            returned = operation.output(0)
+            watched |= _activation(bias_behind(returned) or returned)
     return tuple(watched)
+
+
+def bias_behind(output: ov.Output) -> ov.Output | None:
+    """Returns what comes of adding constants to `output`, if nothing else is done with it."""
+    readers = list(output.get_target_inputs())
+    if len(readers) != 1 or readers[0].get_node().get_type_name() != "Add":
+        return None
+    addition = readers[0].get_node()
+    other = addition.input_value(1 - readers[0].get_index()).get_node()
+    return None if weight_constant(other) is None else addition.output(0)
 
 
 def _origins(output: ov.Output) -> Iterator[ov.Output]:

@@ -30,12 +30,15 @@ from sdcompress.activations import (
     Activation,
     MissingStatisticsError,
     Statistics,
+    bias_behind,
     channel_axis,
 )
 from sdcompress.errors import CompressionError
+from sdcompress.precision import weight_constant
 
 Array = np.ndarray[Any, Any]
 _SMOOTHED = "/nncf_smooth_quant"
+_OF_MEANS = (MeanPerChReducer, ShapeReducer)
 
 
 def quantize(
@@ -64,12 +67,18 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Point:
-    """One question of NNCF: a tensor, the collector that wants it and, if smoothed, by what."""
+    """One question of NNCF: the collector that wants an answer, and the tensor that gives it.
+
+    The figures of `output` are multiplied by `scale`, if it was smoothed, and `bias` is taken off,
+    channel by channel. With a matrix multiplication `layer` its weights times their mean is wanted.
+    """
 
     collector: Any
     output: ov.Output
-    is_weight: bool
-    scale: Array | None
+    is_weight: bool = False
+    scale: Array | None = None
+    bias: Array | None = None
+    layer: Any = None
 
     @property
     def name(self) -> tuple[str, int]:
@@ -77,7 +86,7 @@ class _Point:
 
 
 def _fill(points: Any, model: ov.Model, statistics: Statistics) -> None:
-    asked = list(_points(points, model))
+    asked = list(_points(points, model, statistics))
     missing = {
         activation
         for point in asked
@@ -92,29 +101,65 @@ def _fill(points: Any, model: ov.Model, statistics: Statistics) -> None:
             point.collector.register_inputs(values)
 
 
-def _points(points: Any, model: ov.Model) -> Iterator[_Point]:
+def _points(points: Any, model: ov.Model, statistics: Statistics) -> Iterator[_Point]:
     operations = {one.get_friendly_name(): one for one in model.get_ops()}
     for _, point, collector in points.get_tensor_collectors():
         target = point.target_point
         operation = operations[target.target_node_name]
         if target.type == TargetType.POST_LAYER_OPERATION:
-            output = operation.output(target.port_id)
+            yield _returned(collector, operation.output(target.port_id), statistics)
+        elif target.type == TargetType.OPERATION_WITH_WEIGHTS:
+            yield _Point(collector, operation.input_value(target.port_id), is_weight=True)
         else:
-            output = operation.input_value(target.port_id)
-        is_weight = target.type == TargetType.OPERATION_WITH_WEIGHTS
-        scale = None
-        if output.get_node().get_friendly_name().endswith(_SMOOTHED):
-            smoothing = output.get_node()
-            scale = _value(smoothing.input_value(1).get_node())
-            output = smoothing.input_value(0)
-        yield _Point(collector, output, is_weight, scale)
+            yield _read(collector, operation.input_value(target.port_id))
+
+
+def _read(collector: Any, output: ov.Output, layer: Any = None) -> _Point:
+    smoothing = output.get_node()
+    if not smoothing.get_friendly_name().endswith(_SMOOTHED):
+        return _Point(collector, output, layer=layer)
+    scale = _value(smoothing.input_value(1).get_node())
+    return _Point(collector, smoothing.input_value(0), scale=scale, layer=layer)
+
+
+def _returned(collector: Any, output: ov.Output, statistics: Statistics) -> _Point:
+    """What a layer returns: as it was collected, or to be worked out from what was."""
+    point = _read(collector, output)
+    if statistics.has(*point.name):
+        return point
+    behind = bias_behind(output)
+    if behind and statistics.has(behind.get_node().get_friendly_name(), behind.get_index()):
+        return _Point(collector, behind, bias=_added(behind.get_node()))
+    layer = output.get_node()
+    means_only = all(isinstance(one, _OF_MEANS) for one in collector.reducers)
+    if means_only and layer.get_type_name() == "MatMul" and _multiplies_weights(layer):
+        return _read(collector, layer.input_value(0), layer)
+    return point
+
+
+def _added(addition: Any) -> Array:
+    """The constant of an addition, float32 [channels]."""
+    sources = [addition.input_value(port).get_node() for port in range(2)]
+    (constant,) = (one for one in sources if weight_constant(one) is not None)
+    return _value(constant).reshape(-1)
+
+
+def _multiplies_weights(layer: Any) -> bool:
+    """Whether a matrix multiplication is rows of an activation times constant columns."""
+    node = layer.input_value(1).get_node()
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    is_plain = node.get_type_name() == "Constant" and len(node.get_output_shape(0)) == 2
+    return is_plain and not layer.get_attributes()["transpose_a"]
 
 
 def _missing(point: _Point, reducer: Any, statistics: Statistics) -> Iterator[Activation]:
     node, port = point.name
     rank = len(point.output.get_partial_shape())
     axis = _kept_axis(reducer, rank)
-    if axis is None and point.scale is not None:
+    if point.layer is not None:
+        axis = rank - 1
+    elif axis is None and point.scale is not None:
         axis = _scaled_axis(point.scale)
     if not statistics.has(node, port, axis):
         yield Activation(node, port, channel_axis(rank) if axis is None else axis)
@@ -127,8 +172,29 @@ def _answers(point: _Point, statistics: Statistics) -> Iterator[dict[int, list[T
         weight = _value(point.output.get_node())
         yield {hash(one): [Tensor(_reduced_weight(one, weight))] for one in reducers}
         return
+    if point.layer is not None:
+        yield from _products(point, statistics)
+        return
     for item in range(statistics.items):
         yield {hash(one): [Tensor(_reduced(one, point, statistics, item))] for one in reducers}
+
+
+def _products(point: _Point, statistics: Statistics) -> Iterator[dict[int, list[Tensor]]]:
+    """Means of what a matrix multiplication returns; they are those of its input, multiplied."""
+    node, port = point.name
+    axis = len(statistics.shape(node, port)) - 1
+    read = (statistics.read(node, port, item, axis)[0][2] for item in range(statistics.items))
+    means = np.stack(list(read))
+    if point.scale is not None:
+        means = means * point.scale.reshape(-1)
+    weight = _value(point.layer.input_value(1).get_node())
+    is_transposed = point.layer.get_attributes()["transpose_b"]
+    products = means @ (weight.T if is_transposed else weight)
+    shape = np.array([*statistics.shape(node, port)[:-1], products.shape[1]], "i8")
+    for mean in products:
+        answers = {one: shape if isinstance(one, ShapeReducer) else mean
+                   for one in point.collector.reducers}  # fmt: skip
+        yield {hash(one): [Tensor(answer)] for one, answer in answers.items()}
 
 
 def _reduced(reducer: Any, point: _Point, statistics: Statistics, item: int) -> Array:
@@ -142,6 +208,8 @@ def _reduced(reducer: Any, point: _Point, statistics: Statistics, item: int) -> 
     figures, axis = statistics.read(node, port, item, wanted)
     if point.scale is not None:  # positive, so the order of minimum and maximum holds
         figures = figures * point.scale.reshape(-1)
+    if point.bias is not None:
+        figures = figures - point.bias
     values = _FIGURES[_kind(reducer)](*figures)
     if isinstance(reducer, MeanPerChReducer):
         return values
