@@ -49,7 +49,7 @@ def statistics(xml: Path, tmp_path_factory: pytest.TempPathFactory) -> Statistic
 def test_figures_are_those_of_the_activations_themselves(xml: Path, statistics: Statistics) -> None:
     model = ov.Core().read_model(xml)
     watched = [one for one in watch_list(model) if "down_blocks.1" in one.node]
-    assert len(watched) > 30
+    assert len(watched) > 20
     operations = {op.get_friendly_name(): op for op in model.get_ops()}
     model.add_outputs([operations[one.node].output(one.port) for one in watched])
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -33,10 +33,13 @@ def line_of(recipe: Recipe, folder: Path) -> Line:
         ("compress.unet.preset=performance", {"convert", "calibrate", "ranges"}),
         ("compress.unet.ignored.patterns=['.*time.*']", {"convert", "calibrate", "ranges"}),
         ("compress.unet.smooth_quant_alpha=0.5", {"convert", "calibrate", "ranges"}),
-        ("compress.unet={method: hybrid}", {"convert", "calibrate", "ranges"}),
+        ("compress.unet={method: hybrid, preset: performance}", {"convert", "calibrate", "ranges"}),
         ("calibrate.statistics=auto", {"convert", "calibrate"}),
         ("calibrate.seed=97", {"convert"}),
-        ("compress.unet={method: int8_weights}", {"convert", "calibrate", "ranges"}),
+        (
+            "compress.unet={method: int8_weights, symmetric: true}",
+            {"convert", "calibrate", "ranges"},
+        ),
         ("convert.weights=stored", set()),
     ],
 )
@@ -97,9 +100,9 @@ def test_statistics_that_turn_out_to_be_missing_are_collected_too(
     run = line_of(recipe, tmp_path)
     compressed = run.compressed()["text_encoder"]
     parts = sorted(store.glob("ranges-*"))
-    assert len(parts) == 2
-    collected = [set(Statistics(part).names()) for part in parts]
-    assert not collected[0] & collected[1]
+    assert len(parts) > 1
+    names = [name for part in parts for name in Statistics(part).names()]
+    assert len(names) == len(set(names))  # nothing is collected twice
     monkeypatch.undo()
     whole = tmp_path / "whole"
     inputs = line.ModelInputs(run.calibrated, "text_encoder", 1)
@@ -111,5 +114,5 @@ def test_statistics_that_turn_out_to_be_missing_are_collected_too(
         Recorded(inputs, (whole,)),
         has_vnni(),
     )
-    for name in ("openvino_model.bin", "openvino_model.xml"):
-        assert (compressed.folder / name).read_bytes() == (expected.folder / name).read_bytes()
+    constants = [(one.folder / "openvino_model.bin").read_bytes() for one in (compressed, expected)]
+    assert constants[0] == constants[1]
