@@ -68,13 +68,14 @@ def describe_executed(
 def layers_of_compiled(compiled: ov.CompiledModel) -> tuple[ExecutedLayer, ...]:
     """Lists the multiplying layers of a compiled model, in the order of execution."""
     nodes = compiled.get_runtime_model().get_ordered_ops()
+    tells_weights = list(compiled.get_property("EXECUTION_DEVICES")) == ["CPU"]
     return tuple(
         ExecutedLayer(
             node.get_friendly_name(),
             kind,
             _info(node, "primitiveType"),
             _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0],
-            _weights(node, kind),
+            _weights(node, kind) if tells_weights else None,
         )
         for node in nodes
         if (kind := _info(node, "layerType")) in _LAYERS
@@ -82,7 +83,7 @@ def layers_of_compiled(compiled: ov.CompiledModel) -> tuple[ExecutedLayer, ...]:
 
 
 def _weights(node: Any, kind: str) -> str | None:
-    """The precision in which the device keeps a layer's weights.
+    """The precision in which the CPU plugin keeps a layer's weights.
 
     A constant of integers is kept as it is; one in floating point is packed in the precision in
     which the layer runs.
@@ -90,10 +91,11 @@ def _weights(node: Any, kind: str) -> str | None:
     if kind in ("MatMul", "ScaledDotProductAttention") or node.get_input_size() < 2:
         return None
     source = node.input_value(1).get_node()
-    if _info(source, "layerType") != "Const":
-        return None
-    stored = str(source.get_output_element_type(0).get_type_name())
-    return stored if stored in _INTEGERS else _info(node, "runtimePrecision")
+    if _info(source, "layerType") == "Const":
+        stored = str(source.get_output_element_type(0).get_type_name())
+        if stored in _INTEGERS:
+            return stored
+    return _info(node, "runtimePrecision")
 
 
 def _info(node: Any, key: str) -> str:
