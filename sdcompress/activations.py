@@ -103,18 +103,22 @@ def watch_list(model: ov.Model) -> tuple[Activation, ...]:
                 watched |= _activation(output)
         if len(computed) < len(inputs) and kind != "MatMul":
             returned = operation.output(0)
-            watched |= _activation(bias_behind(returned) or returned)
+            biased = bias_behind(returned)
+            watched |= _activation(biased[0] if biased else returned)
     return tuple(watched)
 
 
-def bias_behind(output: ov.Output) -> ov.Output | None:
-    """Returns what comes of adding constants to `output`, if nothing else is done with it."""
+def bias_behind(output: ov.Output) -> tuple[ov.Output, ov.Node] | None:
+    """Returns what comes of adding a constant to `output`, and the constant's node.
+
+    None if anything else is done with it.
+    """
     readers = list(output.get_target_inputs())
     if len(readers) != 1 or readers[0].get_node().get_type_name() != "Add":
         return None
     addition = readers[0].get_node()
     other = addition.input_value(1 - readers[0].get_index()).get_node()
-    return None if weight_constant(other) is None else addition.output(0)
+    return None if weight_constant(other) is None else (addition.output(0), other)
 
 
 def _origins(output: ov.Output) -> Iterator[ov.Output]:

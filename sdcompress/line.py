@@ -217,10 +217,11 @@ class Line:
 
     def finished(self) -> set[str]:
         """The names of those stages before the evaluation that are done or not asked for."""
-        quantized = [one for one in COMPONENTS if self.recipe.compress.collects(one)]
+        methods = self.recipe.compress
+        quantized = [one for one in COMPONENTS if methods.collects(one)]
         keys = {
             "convert": [self.converted_key],
-            "calibrate": [self.calibrated_key] * self.recipe.compress.needs_calibration,
+            "calibrate": [self.calibrated_key] if methods.needs_calibration else [],
             "ranges": [self._statistics_key(component, None) for component in quantized],
             "compress": [self.compressed_key(component) for component in COMPONENTS],
         }

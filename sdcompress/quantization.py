@@ -34,7 +34,6 @@ from sdcompress.activations import (
     channel_axis,
 )
 from sdcompress.errors import CompressionError
-from sdcompress.precision import weight_constant
 
 Array = np.ndarray[Any, Any]
 _SMOOTHED = "/nncf_smooth_quant"
@@ -124,24 +123,19 @@ def _read(collector: Any, output: ov.Output, layer: Any = None) -> _Point:
 
 def _returned(collector: Any, output: ov.Output, statistics: Statistics) -> _Point:
     """What a layer returns: as it was collected, or to be worked out from what was."""
-    point = _read(collector, output)
-    if statistics.has(*point.name):
-        return point
-    behind = bias_behind(output)
-    if behind and statistics.has(behind.get_node().get_friendly_name(), behind.get_index()):
-        return _Point(collector, behind, bias=_added(behind.get_node()))
+    asked = _read(collector, output)
+    if statistics.has(*asked.name):
+        return asked
+    biased = bias_behind(output)
+    if biased:
+        point = _Point(collector, biased[0], bias=_value(biased[1]).reshape(-1))
+        if statistics.has(*point.name):
+            return point
     layer = output.get_node()
     means_only = all(isinstance(one, _OF_MEANS) for one in collector.reducers)
     if means_only and layer.get_type_name() == "MatMul" and _multiplies_weights(layer):
         return _read(collector, layer.input_value(0), layer)
-    return point
-
-
-def _added(addition: Any) -> Array:
-    """The constant of an addition, float32 [channels]."""
-    sources = [addition.input_value(port).get_node() for port in range(2)]
-    (constant,) = (one for one in sources if weight_constant(one) is not None)
-    return _value(constant).reshape(-1)
+    return asked
 
 
 def _multiplies_weights(layer: Any) -> bool:
