@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +73,7 @@ def main() -> None:
     total = sum(stage["seconds"] for stage in report["stages"])
     peak = max(stage["peak_rss_bytes"] for stage in report["stages"])
     print(_row("**whole run**", expected.seconds, expected.peak_rss_bytes, total, peak))
-    disk = _size(options.work.resolve() / STORE) + _size(output)
+    disk = sum(map(_size, _entries(options.work.resolve() / STORE, report))) + _size(output)
     print(f"\nDisk: expected {expected.disk_bytes / 1e9:.1f} GB, taken {disk / 1e9:.1f} GB "
           f"(x {expected.disk_bytes / disk:.2f}). Not estimated: "
           f"{', '.join(measured)}, {rest:.0f} s of the whole run.")  # fmt: skip
@@ -103,6 +103,13 @@ def _row(name: str, seconds: float, peak: float, real_seconds: float, real_peak:
         f"| {name} | {seconds:.0f} s | {real_seconds:.0f} s (x {seconds / real_seconds:.2f}) | "
         f"{peak / 1e9:.2f} GB | {real_peak / 1e9:.2f} GB (x {peak / real_peak:.2f}) |"
     )
+
+
+def _entries(store: Path, report: dict[str, Any]) -> Iterator[Path]:
+    """What of the store belongs to this run; earlier ones, of other code, may have left theirs."""
+    for record in store.glob("*/stage.json"):
+        if json.loads(record.read_text(encoding="utf-8")) in report["stages"]:
+            yield record.parent
 
 
 def _size(folder: Path) -> int:

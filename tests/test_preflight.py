@@ -65,6 +65,31 @@ def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
     assert "GB of disk" in text
 
 
+def test_the_estimate_is_near_what_was_measured() -> None:
+    """The run of benchmarks/preflight.py that docs/benchmarks.md shows: seconds, GB of memory."""
+    reduced = (
+        "sampling.steps=16", "calibrate.prompts=2", "calibrate.samples=64",
+        "evaluate.prompts=2", "evaluate.sqnr_prompts=1", "evaluate.timed_images=1",
+    )  # fmt: skip
+    file = shipped_folder("recipes") / "sd21_base_int8.yaml"
+    expected = estimate(load_recipe(file, reduced), SD21, Speed(f32=0.21e12, native=0.38e12))
+    measured = {
+        "convert": (46, 3.10),
+        "calibrate": (180, 8.12),
+        "compress": (105, 4.02),
+        "ranges": (155, 4.35),
+        "draw": (305, 9.10),
+        "sqnr": (209, 7.96),
+        "measure": (300, 9.09),
+    }
+    for name, (seconds, gigabytes) in measured.items():
+        stages = [one for one in expected.stages if one.name == name]
+        assert sum(one.seconds for one in stages) == pytest.approx(seconds, rel=0.25), name
+        peak = max(one.peak_rss_bytes for one in stages)
+        assert peak == pytest.approx(gigabytes * 1e9, rel=0.25), name
+    assert expected.disk_bytes == pytest.approx(5.7e9, rel=0.25)
+
+
 def test_a_faster_machine_is_expected_to_take_less_time(recipe: Recipe) -> None:
     slow = estimate(recipe, SD21, SPEED)
     fast = estimate(recipe, SD21, Speed(2 * SPEED.f32, 2 * SPEED.native))
