@@ -50,7 +50,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/quality.py
 
 bench-overhead: $(INSTALLED)
 	test -d build/unet_int8 || $(BIN)/sdcompress quantize recipes/unet_int8.yaml

@@ -41,14 +41,15 @@ def _pipeline(work: Path) -> None:
 
 def _calls(work: Path) -> None:
     """Keeps all UNet calls of a prompt that nothing is calibrated on, for execution.py."""
-    from sdcompress.evaluate.sqnr import record_calls, save_calls
+    from sdcompress.evaluate.pictures import Shot
+    from sdcompress.evaluate.sqnr import trace
     from sdcompress.prompts import load_prompts
     from sdcompress.runtime import Pipeline, Settings
 
     pipeline = Pipeline.load(work / "ir", execution_precision="f32", verify="never")
-    prompts = load_prompts("sd_evaluation", 1, 42)
+    (prompt,) = load_prompts("sd_evaluation", 1, 42)
     settings = Settings(scheduler="dpmsolver++", steps=STEPS, guidance_scale=7.5)
-    save_calls(record_calls(pipeline, prompts, 42, settings), work / "calls.npz")
+    trace(pipeline, Shot(prompt, 42), settings).save(work / "calls.npz")
 
 
 def _ranges(work: Path) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 import openvino as ov
 
 from sdcompress.activations import Statistics
-from sdcompress.evaluate.fidelity import sqnr_db
-from sdcompress.evaluate.sqnr import UnetCall, load_calls
+from sdcompress.evaluate.sqnr import Trajectory, UnetCall, sqnr_db
 from sdcompress.executed import layers_of_compiled
 from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.memory import MemoryWatch
@@ -87,7 +86,7 @@ def _measure(work: Path, folder: str, precision: str) -> dict[str, Any]:
 
 def _run(work: Path, folder: str, precision: str) -> dict[str, Any]:
     """Times steps of two branches and compares outputs with those of the baseline in float32."""
-    calls = load_calls(work / "calls.npz")
+    calls = Trajectory.load(work / "calls.npz").calls
     feeds = [_feed(call) for call in calls]
     model = ov.Core().read_model(work / folder / IR_NAME)
     model.reshape({name: values.shape for name, values in feeds[0].items()})

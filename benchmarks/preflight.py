@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -105,11 +105,10 @@ def _row(name: str, seconds: float, peak: float, real_seconds: float, real_peak:
     )
 
 
-def _entries(store: Path, report: dict[str, Any]) -> Iterator[Path]:
+def _entries(store: Path, report: dict[str, Any]) -> set[Path]:
     """What of the store belongs to this run; earlier ones, of other code, may have left theirs."""
-    for record in store.glob("*/stage.json"):
-        if json.loads(record.read_text(encoding="utf-8")) in report["stages"]:
-            yield record.parent
+    records = ((file.parent, json.loads(file.read_text())) for file in store.glob("*/*stage.json"))
+    return {folder for folder, record in records if record in report["stages"]}
 
 
 def _size(folder: Path) -> int:

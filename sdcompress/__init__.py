@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sdcompress.assessment import evaluate
     from sdcompress.recipe import load_recipe
     from sdcompress.report.comparison import compare
     from sdcompress.runtime import Pipeline
-    from sdcompress.workflow import evaluate, quantize
+    from sdcompress.workflow import quantize
 
 __all__ = ["Pipeline", "compare", "evaluate", "load_recipe", "quantize"]
 
 _EXPORTS = {
     "Pipeline": "sdcompress.runtime",
     "compare": "sdcompress.report.comparison",
-    "evaluate": "sdcompress.workflow",
+    "evaluate": "sdcompress.assessment",
     "load_recipe": "sdcompress.recipe",
     "quantize": "sdcompress.workflow",
 }

@@ -18,6 +18,7 @@ __all__ = [
     "OutputBusyError",
     "PreflightError",
     "QualityGateFailed",
+    "QualityUndecided",
     "RecipeError",
     "SdcompressError",
     "SourceError",
@@ -69,3 +70,9 @@ class QualityGateFailed(SdcompressError):  # noqa: N818 - it is an outcome, not 
     """The candidate was built and measured, and broke at least one budget of its recipe."""
 
     exit_code = 3
+
+
+class QualityUndecided(SdcompressError):  # noqa: N818 - it is an outcome, not a mistake
+    """No budget is broken, but the pictures drawn do not prove that all of them hold."""
+
+    exit_code = 4

@@ -1,17 +1,19 @@
 """The gate: judges an evaluation by the recipe's budgets. Nothing passes by default."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
-from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
+from sdcompress.evaluate.acceptance import decide
+from sdcompress.evaluate.records import (
+    BudgetResult,
+    ComponentSize,
+    Estimate,
+    Evaluation,
+    Outcome,
+    Quality,
+)
 from sdcompress.recipe import Budgets
 
 Components = Mapping[str, ComponentSize]
-
-
-class _Rule(NamedTuple):
-    kind: str
-    value: Callable[[Evaluation, Components], float]
 
 
 def judge(
@@ -19,19 +21,66 @@ def judge(
 ) -> tuple[BudgetResult, ...]:
     """Compares every budget that the recipe sets with what was measured.
 
-    `clip_score_drop` is judged at the upper 95 % bound of the paired drop, so a small sample that
-    proves little does not pass by luck. A value that is not finite fails.
+    An estimate from pictures passes or fails only with its whole 95 % interval, so a small sample
+    that proves little does not pass by luck; it is undecided. A value that is not finite fails.
     """
     results = []
-    for name, rule in _RULES.items():
-        limit = getattr(budgets, name)
+    for name, limit in budgets:
         if limit is None:
             continue
-        value = rule.value(evaluation, components)
-        # NaN compares false either way, so it fails.
-        passed = value <= limit if rule.kind == "max" else value >= limit
-        results.append(BudgetResult(name, limit, value, passed, rule.kind))
+        if name == "clip_score_drop":
+            results.append(_judge_drop(name, limit, evaluation.quality))
+        elif name in _LIKENESS:
+            results.append(_judge_likeness(name, limit, evaluation.quality))
+        else:
+            kind, read = _MEASURED[name]
+            results.append(_judge_value(name, kind, limit, read(evaluation, components)))
     return tuple(results)
+
+
+def status_of(budgets: Sequence[BudgetResult]) -> Outcome:
+    """The verdict of all budgets: one that is broken fails, one that is open leaves it open."""
+    outcomes = {budget.outcome for budget in budgets}
+    if "failed" in outcomes:
+        return "failed"
+    return "undecided" if "undecided" in outcomes else "passed"
+
+
+def _judge_drop(name: str, limit: float, quality: Quality) -> BudgetResult:
+    """The paired drop of the CLIP score: the mean difference, baseline - candidate."""
+    change = quality.of("clip_score").change
+    difference, samples = change.value, change.samples
+    if quality.looks:
+        last = quality.looks[-1]
+        difference = Estimate(last.mean, last.low, last.high)
+    low, high = _interval(difference)
+    decision = decide(difference.value, low, high, samples, -limit)
+    return BudgetResult(
+        name, limit, -difference.value, -high, -low, decision.outcome, decision.more, "max"
+    )
+
+
+def _judge_likeness(name: str, limit: float, quality: Quality) -> BudgetResult:
+    """The mean over the pairs."""
+    change = quality.of(_LIKENESS[name]).change
+    low, high = _interval(change.value)
+    decision = decide(change.value.value, low, high, change.samples, limit)
+    return BudgetResult(
+        name, limit, change.value.value, low, high, decision.outcome, decision.more, "min"
+    )
+
+
+def _judge_value(name: str, kind: str, limit: float, value: float) -> BudgetResult:
+    # NaN compares false either way, so it fails.
+    passed = value <= limit if kind == "max" else value >= limit
+    outcome: Outcome = "passed" if passed else "failed"
+    return BudgetResult(name, limit, value, None, None, outcome, None, kind)
+
+
+def _interval(estimate: Estimate) -> tuple[float, float]:
+    if estimate.low is None or estimate.high is None:
+        raise ValueError("a budget is judged by an interval, and this estimate has none")
+    return estimate.low, estimate.high
 
 
 def _disk_ratio(evaluation: Evaluation, _: Components) -> float:
@@ -39,31 +88,27 @@ def _disk_ratio(evaluation: Evaluation, _: Components) -> float:
     return measured.candidate.disk_bytes / measured.baseline.disk_bytes
 
 
-def _peak_memory_ratio(evaluation: Evaluation, _: Components) -> float:
-    measured = evaluation.performance
-    return measured.candidate.peak_rss_bytes / measured.baseline.peak_rss_bytes
+def _ratio(name: str) -> Callable[[Evaluation, Components], float]:
+    return lambda evaluation, _: evaluation.performance.ratios[name].median
 
 
-def _step_speedup(evaluation: Evaluation, _: Components) -> float:
-    measured = evaluation.performance
-    return measured.baseline.unet_step_seconds / measured.candidate.unet_step_seconds
+def _speedup(name: str) -> Callable[[Evaluation, Components], float]:
+    return lambda evaluation, _: 1 / evaluation.performance.ratios[name].median
 
 
-def _image_speedup(evaluation: Evaluation, _: Components) -> float:
-    measured = evaluation.performance
-    return measured.baseline.image_seconds / measured.candidate.image_seconds
-
-
-_RULES = {
-    "clip_score_drop": _Rule("max", lambda e, _: -e.quality.clip_score.difference.low),
-    "psnr_min_db": _Rule("min", lambda e, _: e.quality.psnr_db.mean),
-    "ssim_min": _Rule("min", lambda e, _: e.quality.ssim.mean),
-    "unet_sqnr_min_db": _Rule("min", lambda e, _: min(e.quality.unet_sqnr.candidate_db.values())),
-    "unet_bytes_ratio": _Rule(
-        "max", lambda _, c: c["unet"].candidate_bytes / c["unet"].baseline_bytes
+_LIKENESS = {
+    "psnr_min_db": "psnr_db",
+    "ssim_min": "ssim",
+    "clip_similarity_min": "clip_similarity",
+}
+_MEASURED: dict[str, tuple[str, Callable[[Evaluation, Components], float]]] = {
+    "unet_sqnr_min_db": ("min", lambda e, _: min(e.quality.sqnr.unet_db.values())),
+    "unet_bytes_ratio": (
+        "max",
+        lambda _, c: c["unet"].candidate_bytes / c["unet"].baseline_bytes,
     ),
-    "disk_ratio": _Rule("max", _disk_ratio),
-    "peak_memory_ratio": _Rule("max", _peak_memory_ratio),
-    "step_speedup_min": _Rule("min", _step_speedup),
-    "image_speedup_min": _Rule("min", _image_speedup),
+    "disk_ratio": ("max", _disk_ratio),
+    "peak_memory_ratio": ("max", _ratio("peak_rss_bytes")),
+    "step_speedup_min": ("min", _speedup("unet_step_seconds")),
+    "image_speedup_min": ("min", _speedup("image_seconds")),
 }

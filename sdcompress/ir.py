@@ -8,7 +8,7 @@ from pathlib import Path
 from sdcompress.errors import StorageError
 
 IR_NAME = "openvino_model.xml"
-_PARTS = (
+PARTS = (
     "model_index.json",
     "scheduler",
     "tokenizer",
@@ -31,7 +31,7 @@ def xml_bytes(xml: Path) -> int:
 
 def pipeline_bytes(folder: Path) -> int:
     """Returns the bytes of all that drawing needs; a report beside it does not count."""
-    files = (file for part in _PARTS for file in (folder / part, *(folder / part).rglob("*")))
+    files = (file for part in PARTS for file in (folder / part, *(folder / part).rglob("*")))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

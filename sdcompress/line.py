@@ -20,22 +20,18 @@ from sdcompress.activations import (
 from sdcompress.calibrate import ModelInputs, calibrate
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
-from sdcompress.demo import CLIP_DIR
-from sdcompress.errors import CalibrationError
-from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
 from sdcompress.ir import IR_NAME
 from sdcompress.isolation import run_isolated
 from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import COMPONENTS, DEMO, ActivationQuantization, Calibrate, Recipe
+from sdcompress.recipe import COMPONENTS, ActivationQuantization, Calibrate, Recipe
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
 
 # Starting a process takes longer than compressing a model of less than this, and it fits anywhere.
 SMALL_MODEL_BYTES = 200_000_000
-_HUB_SCORER = "openai/clip-vit-large-patch14"
 T = TypeVar("T")
 _CONVERT_TOOLS = (
     "diffusers",
@@ -54,14 +50,6 @@ class Material:
 
     source: Source
     calibration_prompts: tuple[Prompt, ...]
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What a run is judged with."""
-
-    prompts: tuple[Prompt, ...]
-    scorer: ClipScorer
 
 
 def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True) -> Material:
@@ -88,28 +76,6 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
     return Material(source, prompts)
 
 
-def find_judging(recipe: Recipe, material: Material) -> Judging:
-    """Locates evaluation prompts and scorer.
-
-    Raises a SdcompressError for whatever cannot be used, and when prompts are calibrated on too.
-    """
-    chosen = recipe.evaluate
-    prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
-    shared = {one.text for one in material.calibration_prompts} & {one.text for one in prompts}
-    if shared:
-        raise CalibrationError(
-            f"{len(shared)} prompts are in the calibration and in the evaluation set, for "
-            f"example '{min(shared)}': a model judged on them looks better than it is"
-        )
-    return Judging(prompts, _scorer(recipe))
-
-
-def _scorer(recipe: Recipe) -> ClipScorer:
-    if recipe.evaluate.scorer is None and recipe.model == DEMO:
-        return ClipScorer(DEMO, CLIP_DIR)
-    return locate_scorer(recipe.evaluate.scorer or _HUB_SCORER)
-
-
 def _record(
     baseline: Path,
     device: str,
@@ -125,10 +91,10 @@ def _record(
 
 
 def run_apart(
-    source: Source, function: Callable[..., T], *arguments: Any, on_progress: Advance
+    weight_bytes: int, function: Callable[..., T], *arguments: Any, on_progress: Advance
 ) -> T:
     """Calls ``function(*arguments, on_progress)``, for a large model in a process of its own."""
-    if source.weight_bytes < SMALL_MODEL_BYTES:
+    if weight_bytes < SMALL_MODEL_BYTES:
         return function(*arguments, on_progress)
     return run_isolated(function, *arguments, on_progress=on_progress)
 
@@ -173,7 +139,7 @@ class Line:
 
     def run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
         """Calls ``function(*arguments, on_progress)``, as `run_apart` does for this model."""
-        return run_apart(self.source, function, *arguments, on_progress=on_progress)
+        return run_apart(self.source.weight_bytes, function, *arguments, on_progress=on_progress)
 
     @cached_property
     def calibrated_key(self) -> str:

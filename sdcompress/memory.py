@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -13,15 +14,27 @@ _SEARCH_SECONDS = 0.5  # looking for children reads about every process there is
 _GONE = (psutil.Error, FileNotFoundError, ProcessLookupError)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Memory at a moment, in seconds since the epoch."""
+
+    time: float
+    rss_bytes: int
+    anonymous_bytes: int
+
+
 class MemoryWatch:
     """Samples a process's memory, with `tree` that of its children as well; keeps the peaks.
 
-    Resident memory counts mapped files, which the system can reclaim; anonymous memory does not.
+    With `keep`, all samples are in `samples`. Resident memory counts mapped files, which the system
+    can reclaim; anonymous memory does not.
     """
 
-    def __init__(self, *, seconds: float = 0.01, tree: bool = False) -> None:
+    def __init__(self, *, seconds: float = 0.01, tree: bool = False, keep: bool = False) -> None:
         self.peak_rss_bytes = 0
         self.peak_anonymous_bytes = 0
+        self.samples: list[Sampled] = []
+        self._keep = keep
         self._seconds = seconds
         self._tree = tree
         self._stopped = threading.Event()
@@ -53,9 +66,11 @@ class MemoryWatch:
                     memory.append(process_memory(child))
                 except _GONE:
                     continue
-            self.peak_rss_bytes = max(self.peak_rss_bytes, sum(one for one, _ in memory))
-            anonymous = sum(one for _, one in memory)
+            rss, anonymous = (sum(column) for column in zip(*memory, strict=True))
+            self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
+            if self._keep:
+                self.samples.append(Sampled(time.time(), rss, anonymous))
             time.sleep(self._seconds)
 
 

@@ -23,7 +23,9 @@ from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
 
-STAGES = ("convert", "calibrate", "ranges", "compress", "draw", "sqnr", "measure", "bundle")
+STAGES = (
+    "convert", "calibrate", "ranges", "compress", "draw", "sqnr", "layers", "measure", "bundle",
+)  # fmt: skip
 # Resident bytes of a process before it has read a model, and of the one that waits for it.
 _RUNTIME_BYTES = 0.15e9
 _WAITING_BYTES = 0.25e9
@@ -237,11 +239,16 @@ class _Work:
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
         memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
-        yield StageEstimate(
-            "draw", f"2 x {pictures} pictures", 25 + pictures * (baseline + candidate), *memory
-        )
-        compared = calls * (self._step_seconds("f32") + self._step_seconds("bf16")) + quick
+        few = pictures if evaluate.yardstick_prompts is None else evaluate.yardstick_prompts
+        rounded = calls * self._step_seconds("bf16")
+        # The yardsticks: in bf16, with fewer steps, with other seeds.
+        yardsticks = few * (rounded + 2 * baseline)
+        drawing = 25 + pictures * (baseline + candidate) + yardsticks
+        detail = f"2 x {pictures} pictures, {few} for each yardstick"
+        yield StageEstimate("draw", detail, drawing, *memory)
+        compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
         yield StageEstimate("sqnr", f"{prompts} prompts", 35 + prompts * compared, *memory)
+        yield StageEstimate("layers", "of the UNet", 60 + baseline, *memory)
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
 

@@ -1,13 +1,21 @@
-"""Reads prompt sets: JSON Lines with a `prompt`, and optionally `category`, `negative_prompt`."""
+"""Reads prompt sets: JSON Lines, CSV, plain text or a dataset, all through `datasets`.
+
+A row has a `prompt`, and optionally `category` and `negative_prompt`, in any case; of a text file,
+each line is a prompt.
+"""
 
 import difflib
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdcompress.errors import CalibrationError
 from sdcompress.quiet import quiet_libraries
 from sdcompress.shipped import shipped_folder
+
+_SUFFIXES = (".jsonl", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -17,10 +25,29 @@ class Prompt:
     category: str | None = None
 
 
-def prompt_file(name: str) -> Path:
-    """Resolves a shipped set's name, for example `sd`, or a path to a user's own JSONL file.
+def load_prompts(name: str, count: int, seed: int) -> tuple[Prompt, ...]:
+    """Draws `count` prompts from a set, the same ones for the same seed.
 
-    Raises CalibrationError when there is neither.
+    `name` is a shipped set's, for example `sd`; a .jsonl, .csv or .txt file; or a dataset: a folder
+    or a hub id, with ``:split`` behind it for another split than train. Raises CalibrationError
+    when the set is unreadable, lacks `prompt` or is too small.
+    """
+    file = prompt_file(name)
+    rows = _read_file(file) if file else _read_dataset(name)
+    prompts = list(_prompts(str(file or name), rows))
+    if count > len(prompts):
+        raise CalibrationError(
+            f"prompt set '{name}' has {len(prompts)} prompts, {count} were asked for"
+        )
+    # A larger count begins with the prompts of a smaller one, whose pictures may be there already.
+    shuffled = random.Random(seed).sample(prompts, len(prompts))  # noqa: S311 - not for secrets
+    return tuple(shuffled[:count])
+
+
+def prompt_file(name: str) -> Path | None:
+    """The file of a shipped set, or the user's own; None for what may be a dataset.
+
+    Raises CalibrationError for what is neither.
     """
     folder = shipped_folder("calibration")
     shipped = {path.stem: path for path in folder.glob("*.jsonl")}
@@ -28,48 +55,59 @@ def prompt_file(name: str) -> Path:
         return shipped[name]
     if Path(name).is_file():
         return Path(name)
+    if Path(name).is_dir() or ("/" in name and not name.endswith(_SUFFIXES)):
+        return None
     nearest = difflib.get_close_matches(name, shipped, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     raise CalibrationError(
-        f"prompt set '{name}' is neither a file nor one of: {', '.join(sorted(shipped))}{hint}"
+        f"prompt set '{name}' is neither a file nor a dataset (owner/name) nor one of: "
+        f"{', '.join(sorted(shipped))}{hint}"
     )
 
 
-def load_prompts(name: str, count: int, seed: int) -> tuple[Prompt, ...]:
-    """Draws `count` prompts from a set, the same ones for the same seed.
-
-    Raises CalibrationError when the set is unreadable, lacks `prompt` or is too small.
-    """
-    prompts = _read(prompt_file(name))
-    if count > len(prompts):
-        raise CalibrationError(
-            f"prompt set '{name}' has {len(prompts)} prompts, {count} were asked for"
-        )
-    return tuple(random.Random(seed).sample(prompts, count))  # noqa: S311 - not for secrets
-
-
-def _read(file: Path) -> list[Prompt]:
+def _read_file(file: Path) -> Any:
     from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
 
+    readers = {".jsonl": Dataset.from_json, ".csv": Dataset.from_csv, ".txt": Dataset.from_text}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise CalibrationError(f"{file}: prompts are read from {', '.join(_SUFFIXES)} files")
     if not file.read_bytes().strip():
         raise CalibrationError(f"{file}: holds no prompts")
+    rows = _loaded(str(file), lambda: reader(str(file), keep_in_memory=True))
+    if file.suffix.lower() != ".txt":
+        return rows
+    return rows.rename_column("text", "prompt").filter(lambda row: row["prompt"].strip())
+
+
+def _read_dataset(name: str) -> Any:
+    from datasets import load_dataset
+
+    place, _, split = (name, "", "") if Path(name).is_dir() else name.partition(":")
+    return _loaded(name, lambda: load_dataset(place, split=split or "train"))
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         with quiet_libraries("datasets"):
-            rows = Dataset.from_json(str(file), keep_in_memory=True)
-    except (DatasetGenerationError, ValueError, OSError) as error:
+            return load()
+    except Exception as error:  # whatever the readers of so many formats raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CalibrationError(
-            f"{file}: cannot be read as JSON Lines, one object with a `prompt` per line: {error}"
+            f"{name}: cannot be read as a table of prompts, with a `prompt` column: {first}"
         ) from error
-    if "prompt" not in rows.column_names:
-        raise CalibrationError(f"{file}: no `prompt` field, found: {', '.join(rows.column_names)}")
-    prompts = []
+
+
+def _prompts(name: str, rows: Any) -> Iterator[Prompt]:
+    columns = {column.lower(): column for column in rows.column_names}
+    if "prompt" not in columns:
+        raise CalibrationError(f"{name}: no `prompt` field, found: {', '.join(rows.column_names)}")
     for line, row in enumerate(rows, start=1):
-        text = row["prompt"]
+        values = {known: row[column] for known, column in columns.items()}
+        text = values["prompt"]
         if not isinstance(text, str) or not text.strip():
-            raise CalibrationError(f"{file}:{line}: `prompt` is empty or not text: {text!r}")
-        negative = row.get("negative_prompt")
+            raise CalibrationError(f"{name}:{line}: `prompt` is empty or not text: {text!r}")
+        negative = values.get("negative_prompt")
         if not isinstance(negative, str | None):
-            raise CalibrationError(f"{file}:{line}: `negative_prompt` is not text: {negative!r}")
-        prompts.append(Prompt(text, negative, row.get("category")))
-    return prompts
+            raise CalibrationError(f"{name}:{line}: `negative_prompt` is not text: {negative!r}")
+        yield Prompt(text, negative, values.get("category"))

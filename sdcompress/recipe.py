@@ -230,27 +230,43 @@ class Compress(Section):
 
 
 class Evaluate(Section):
-    """What is drawn and measured. `scorer: null` is the demo's CLIP for the demo, else ViT-L/14."""
+    """What is drawn and measured. `scorer: null` is the demo's CLIP for the demo, else ViT-L/14.
+
+    `yardstick_prompts` is on how many of the prompts the harmless changes are drawn that every
+    figure is held against: null is all, 0 none. A `sequential` evaluation looks after parts of the
+    prompts and ends as soon as `budgets.clip_score_drop` is decided. `fid_features` and `lpips`
+    name OpenVINO IR or ONNX files; `scorers` are those that installed packages bring along.
+    """
 
     prompt_set: str = "sd_evaluation"
     prompts: Annotated[int, Field(ge=2)] = 64
     seed: Annotated[int, Field(ge=0)] = 42
     negative_prompt: str = ""
+    allow_overlap: bool = False
+    sequential: bool = False
+    yardstick_prompts: Annotated[int, Field(ge=0)] | None = None
     scorer: str | None = None
+    scorers: list[str] = []
+    fid_features: str | None = None
+    lpips: str | None = None
     sqnr_prompts: Annotated[int, Field(ge=1)] = 4
     timed_images: Annotated[int, Field(ge=1)] = 3
+    least_memory: bool = False
 
 
 class Budgets(Section):
     """The gate. Every budget set must hold, or there is no bundle.
 
-    `clip_score_drop` holds when the upper 95 % bound of the paired drop stays within it; the
-    ratios are candidate / baseline; the speed-ups are baseline / candidate.
+    What is estimated from pictures (`clip_score_drop`, `psnr_min_db`, `ssim_min`,
+    `clip_similarity_min`) holds when the whole 95 % interval keeps to the limit, is broken when the
+    whole interval does not, and is undecided in between. The ratios are candidate / baseline; the
+    speed-ups are baseline / candidate.
     """
 
     clip_score_drop: Annotated[float, Field(ge=0.0)] | None = None
     psnr_min_db: float | None = None
     ssim_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    clip_similarity_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     unet_sqnr_min_db: float | None = None
     unet_bytes_ratio: Annotated[float, Field(gt=0.0)] | None = None
     disk_ratio: Annotated[float, Field(gt=0.0)] | None = None
@@ -320,7 +336,7 @@ class Recipe(Section):
                 f"make only {most}: raise calibrate.prompts or lower samples",
             )
         shared = self.calibrate.prompt_set == self.evaluate.prompt_set
-        if shared:
+        if shared and not self.evaluate.allow_overlap:
             raise FaultyKeyError(
                 "evaluate.prompt_set",
                 f"calibrate uses the prompt set '{self.evaluate.prompt_set}' as well: a model "

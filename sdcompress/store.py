@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -87,7 +87,7 @@ class Store:
             if self._is_finished(entry):  # by another run, while this one waited for it
                 return self._reuse(entry, progress, name, detail)
             with progress.stage(name, detail) as advance:
-                _build(name, detail, temporary, lambda: build(temporary, advance))
+                _build(name, detail, temporary / _STAGE, lambda: build(temporary, advance))
             if self.fresh and entry.exists():
                 # A neighbouring run may be reading it: the name is missing for a moment only.
                 entry.rename(self.scratch / f"{entry.name}.replaced")
@@ -95,14 +95,55 @@ class Store:
         self.built.add(entry)
         return self._remember(entry)
 
+    def shelf(
+        self,
+        progress: Progress,
+        name: str,
+        shelf: str,
+        key: str,
+        detail: str,
+        files: Sequence[str],
+        build: Callable[[Path, Advance], None],
+    ) -> Path:
+        """Returns a folder that grows, after `build(folder, advance)` added what was missing.
+
+        `files` are the names that must be there; `build` writes each of them whole or not at all.
+        """
+        folder = self._shelf(shelf, key)
+        record = f"{key_of(files=sorted(files))}.{_STAGE}"
+        if self.holds(shelf, key, files):
+            progress.reused(name, detail)
+            return self._remember(folder, record)
+        with self._locked(folder.name, progress):
+            if self.holds(shelf, key, files):  # by another run, while this one waited for it
+                progress.reused(name, detail)
+                return self._remember(folder, record)
+            if self.fresh and folder not in self.built:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            with progress.stage(name, detail) as advance:
+                _build(name, detail, folder / record, lambda: build(folder, advance))
+        self.built.add(folder)
+        return self._remember(folder, record)
+
+    def holds(self, shelf: str, key: str, files: Sequence[str]) -> bool:
+        """Tells whether `shelf` would return at once."""
+        folder = self._shelf(shelf, key)
+        return self._is_finished(folder) and all((folder / file).exists() for file in files)
+
+    def _shelf(self, shelf: str, key: str) -> Path:
+        return self.folder / f"{shelf}-{key}"
+
     def _reuse(self, entry: Path, progress: Progress, name: str, detail: str) -> Path:
         progress.reused(name, detail)
         return self._remember(entry)
 
-    def _remember(self, entry: Path) -> Path:
-        record = read_record(entry / _STAGE, StageRecord)
-        if record not in self.log:  # a stage may be asked for several times
-            self.log.append(record)
+    def _remember(self, entry: Path, file: str = _STAGE) -> Path:
+        """Adds to the log what it took. Of a shelf filled by several runs, nobody knows."""
+        if (entry / file).exists():
+            record = read_record(entry / file, StageRecord)
+            if record not in self.log:  # a stage may be asked for several times
+                self.log.append(record)
         return entry
 
     def has(self, name: str, key: str) -> bool:
@@ -126,14 +167,19 @@ class Store:
     def _resumed(self, entry: Path, progress: Progress) -> Iterator[Path]:
         """A folder that stays when the block fails. One run at a time works in it."""
         temporary = self.folder / "unfinished" / entry.name
-        lock = self.folder / "locks" / f"{entry.name}.lock"
-        for parent in (temporary.parent, lock.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-        with _held(lock, lambda: progress.notice(f"another run works on {entry.name}; waiting")):
+        with self._locked(entry.name, progress):
             if self.fresh:
                 shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(exist_ok=True)
+            temporary.mkdir(parents=True, exist_ok=True)
             yield temporary
+
+    @contextmanager
+    def _locked(self, name: str, progress: Progress) -> Iterator[None]:
+        """Holds the lock of one entry; waits for another run that holds it."""
+        lock = self.folder / "locks" / f"{name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with _held(lock, lambda: progress.notice(f"another run works on {name}; waiting")):
+            yield
 
     def record(
         self,
@@ -214,15 +260,15 @@ def _held(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         guard.release()
 
 
-def _build(name: str, detail: str, folder: Path, build: Callable[[], str | None]) -> None:
-    """Builds a stage in `folder` and writes there what that took."""
+def _build(name: str, detail: str, file: Path, build: Callable[[], str | None]) -> None:
+    """Builds a stage and writes to `file` what that took."""
     watch, start = MemoryWatch(seconds=0.1, tree=True), time.perf_counter()
     with watch.over(os.getpid()):
         found = build()
     seconds = time.perf_counter() - start
     whole = f"{detail}, {found}" if found else detail
     record = StageRecord(name, whole, seconds, watch.peak_rss_bytes)
-    write_record(folder / _STAGE, StageRecord, record)
+    write_record(file, StageRecord, record)
 
 
 def _move(temporary: Path, target: Path) -> None:

@@ -1,183 +1,372 @@
 """The evaluation half of a run: draws, scores and measures baseline and candidate, stage by stage.
 
-The candidate is a finished pipeline folder; where it came from does not matter here.
+Both are finished pipeline folders; where they came from does not matter here. Pictures are kept for
+each model and way to draw, so another candidate, or other prompts, draw only what is new.
 """
 
 import os
-import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from sdcompress.evaluate import (
+from sdcompress.evaluate.acceptance import look, look_counts
+from sdcompress.evaluate.comparing import Likeness, changes, skipped
+from sdcompress.evaluate.layer_errors import measure_layers
+from sdcompress.evaluate.looking import Seen
+from sdcompress.evaluate.memory_limit import least_memory_bytes
+from sdcompress.evaluate.pairing import pair_up
+from sdcompress.evaluate.performance import measure_performance
+from sdcompress.evaluate.pictures import (
     BASELINE_PRECISION,
-    Contest,
-    draw_side,
-    measure_performance,
-    measure_sqnr,
-    score_pairs,
-    summarize,
+    Pictures,
+    Shot,
+    Variant,
+    draw_pictures,
+    picture_files,
 )
-from sdcompress.evaluate.pictures import Pictures
-from sdcompress.evaluate.records import Evaluation, Performance, Scores, UnetSqnr
-from sdcompress.line import Judging, Line
-from sdcompress.processor import processor_brand, processor_flags
-from sdcompress.progress import Advance
-from sdcompress.prompts import Prompt
+from sdcompress.evaluate.plugins import find_plugins
+from sdcompress.evaluate.records import (
+    Evaluation,
+    LayerErrors,
+    Look,
+    MetricResult,
+    Performance,
+    Quality,
+    Side,
+    Sqnr,
+)
+from sdcompress.evaluate.scoring import Exhibit, score_pictures
+from sdcompress.evaluate.sqnr import measure_sqnr
+from sdcompress.judging import Judging
+from sdcompress.processor import executes_bf16, processor_brand, processor_flags
+from sdcompress.progress import Advance, Progress
+from sdcompress.recipe import Recipe
+from sdcompress.runtime import Settings
 from sdcompress.source import sha256_of
-from sdcompress.store import key_of
+from sdcompress.store import Store, key_of, read_record
 
 SAMPLES = "samples"
+LONG_STAGES = ("draw", "sqnr", "layers", "measure")
+BASELINE, COMPRESSED = "baseline", "compressed"
+Folders = Mapping[str, Path]  # of both sides' pipelines
+_FEWER_STEPS = 5
+_OTHER_SEED = 1_000_003  # further than any evaluation counts
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to draw: which side's model, how it is executed, the settings and what is drawn."""
+
+    title: str
+    side: str
+    execution_precision: str | None
+    settings: Settings
+    shots: tuple[Shot, ...]
+
+    def variant(self, folders: Folders, device: str) -> Variant:
+        """The same of a pipeline at hand."""
+        return Variant(folders[self.side], device, self.execution_precision, self.settings)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Baseline against candidate, on the evaluation section of the line's recipe."""
+    """Baseline against candidate, on the evaluation section of a recipe.
 
-    line: Line
+    `keys` are hashes of what the two sides were made from. `run` calls a function with its
+    arguments and `on_progress`, for a large model in a process of its own.
+    """
+
+    recipe: Recipe
+    store: Store
+    progress: Progress
+    run: Callable[..., Any]
     judging: Judging
-    candidate: Path
-    candidate_key: str
+    keys: Mapping[str, str]
 
-    @cached_property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """The evaluation prompts, each with the recipe's negative prompt unless it has its own."""
-        usual = self.line.recipe.evaluate.negative_prompt
-        return tuple(
-            replace(prompt, negative=prompt.negative or usual) for prompt in self.judging.prompts
-        )
-
-    @cached_property
-    def contest(self) -> Contest:
-        """The two sides. The model is converted for it if it has not been."""
-        return Contest(
-            baseline=self.line.converted,
-            candidate=self.candidate,
-            device=self.line.recipe.device,
-            settings=self.line.settings,
-            prompts=self.prompts,
-            seed=self.line.recipe.evaluate.seed,
-            scorer=self.judging.scorer,
-        )
-
-    def evaluated(self, folder: Path) -> Evaluation:
-        """Runs what is not in the store yet and copies the pictures to `folder`/samples."""
-        pairs = (self._pictures("baseline"), self._pictures("compressed"))
-        scores = self._scores(*pairs)
-        sqnr = self._sqnr()
-        performance = self._performance()
-        for side, pictures in zip(("baseline", "compressed"), pairs, strict=True):
-            target = folder / SAMPLES / side
-            target.mkdir(parents=True)
-            for file in pictures.files:
-                shutil.copyfile(file, target / file.name)
-        samples = tuple(
-            replace(
-                sample,
-                baseline=folder / SAMPLES / "baseline" / sample.baseline.name,
-                candidate=folder / SAMPLES / "compressed" / sample.candidate.name,
-            )
-            for sample in scores.samples
+    def evaluated(self, folders: Folders, report: Path) -> Evaluation:
+        """Runs what is not in the store yet and copies the pictures to `report`/samples."""
+        looks = self._looks(folders)
+        count = looks[-1].samples if looks else len(self._shots)
+        ways = self.ways(count)
+        pictures = {name: self._draw(way, folders) for name, way in ways.items()}
+        seen, likeness = self._score(ways, pictures)
+        quality = Quality(
+            metrics=self._results(ways, seen, likeness),
+            skipped=skipped(self.judging.instruments),
+            yardsticks={name: ways[name].title for name in _yardsticks(ways)},
+            sqnr=self._sqnr(ways, folders),
+            layer_errors=self._layer_errors(ways, folders),
+            looks=looks,
         )
         return Evaluation(
-            quality=summarize(scores.clip, samples, sqnr),
-            performance=performance,
-            samples=samples,
+            quality=quality,
+            performance=self._performance(ways, folders),
+            samples=pair_up(
+                ways[BASELINE].shots,
+                [(pictures[side], seen[side]) for side in (BASELINE, COMPRESSED)],
+                likeness[COMPRESSED],
+                report / SAMPLES,
+            ),
             execution_precisions={
-                "baseline": pairs[0].execution_precisions,
-                "compressed": pairs[1].execution_precisions,
+                side: pictures[side].execution_precisions for side in (BASELINE, COMPRESSED)
             },
         )
 
-    def _key(self, *, side: str | None, **inputs: object) -> str:
-        """Hashes the contest, with both models or only the one of `side`, and further inputs."""
-        models = {"baseline": self.line.converted_key, "compressed": self.candidate_key}
+    def ways(self, count: int) -> dict[str, Way]:
+        """Everything that is drawn of the first `count` shots: both sides, then the yardsticks."""
+        settings, shots = self._settings, self._shots[:count]
+        baseline = Way("baseline", BASELINE, BASELINE_PRECISION, settings, shots)
+        found = {
+            BASELINE: baseline,
+            COMPRESSED: Way("compressed", COMPRESSED, None, settings, shots),
+        }
+        wanted = self.recipe.evaluate.yardstick_prompts
+        few = replace(baseline, shots=shots if wanted is None else shots[:wanted])
+        if len(few.shots) < 2:
+            return found
+        if self.recipe.device == "CPU" and executes_bf16():
+            found["bf16"] = replace(few, title="baseline in BF16", execution_precision="bf16")
+        steps = settings.steps - _FEWER_STEPS
+        if steps >= 2:
+            found["steps"] = replace(
+                few,
+                title=f"baseline, {steps} steps",
+                settings=replace(settings, steps=steps),
+            )
+        others = tuple(replace(shot, seed=shot.seed + _OTHER_SEED) for shot in few.shots)
+        found["seed"] = replace(few, title="baseline, other seeds", shots=others)
+        return found
+
+    def finished(self) -> set[str]:
+        """The names of the long stages that need not be run."""
+        ways = self.ways(len(self._shots))
+        done = {
+            "draw": all(
+                self.store.holds("pictures", self._picture_key(way), picture_files(way.shots))
+                for way in ways.values()
+            ),
+            "sqnr": self.store.has("sqnr", self._sqnr_key(ways)),
+            "layers": self.store.has("layers", self._layers_key(ways)),
+            "measure": self.store.has("measure", self._performance_key(ways)),
+        }
+        return {name for name, is_done in done.items() if is_done}
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return Settings(**self.recipe.sampling.model_dump())
+
+    @cached_property
+    def _shots(self) -> tuple[Shot, ...]:
+        """Prompts without a negative prompt of their own get the recipe's."""
+        chosen = self.recipe.evaluate
+        return tuple(
+            Shot(replace(one, negative=one.negative or chosen.negative_prompt), chosen.seed + index)
+            for index, one in enumerate(self.judging.prompts)
+        )
+
+    def _looks(self, folders: Folders) -> tuple[Look, ...]:
+        """A sequential evaluation's looks: draws part after part, until the drop is decided."""
+        limit = self.recipe.budgets.clip_score_drop
+        if not self.recipe.evaluate.sequential or limit is None:
+            return ()
+        looks: list[Look] = []
+        planned = len(self._shots)
+        for count in look_counts(planned):
+            both = {side: self.ways(count)[side] for side in (BASELINE, COMPRESSED)}
+            seen, _ = self._score(both, {side: self._draw(both[side], folders) for side in both})
+            scores = {side: one.scores["clip_score"] for side, one in seen.items()}
+            looks.append(look(scores[COMPRESSED] - scores[BASELINE], -limit, planned))
+            if looks[-1].outcome != "undecided":
+                break
+        return tuple(looks)
+
+    def _results(
+        self, ways: Mapping[str, Way], seen: Mapping[str, Seen], likeness: Mapping[str, Likeness]
+    ) -> tuple[MetricResult, ...]:
+        found = {}
+        for name, likes in likeness.items():
+            count = len(ways[name].shots)
+            told = changes(self.judging.instruments, seen[BASELINE].first(count), seen[name], likes)
+            found[name] = {metric.name: (metric, change) for metric, change in told}
+        whole = len(ways[BASELINE].shots)
+        return tuple(
+            MetricResult(
+                metric,
+                change,
+                {
+                    name: found[name][metric.name][1]
+                    for name in _yardsticks(ways)
+                    # Distances of sets depend on how many pictures there are.
+                    if metric.name in found[name]
+                    and (metric.kind != "set" or len(ways[name].shots) == whole)
+                },
+            )
+            for metric, change in found[COMPRESSED].values()
+        )
+
+    def _key(self, *sides: str, **inputs: object) -> str:
+        """Hashes the sides' models, this machine and further inputs."""
         return key_of(
-            models=models if side is None else {side: models[side]},
-            device=self.line.recipe.device,
-            settings=asdict(self.line.settings),
-            prompts=[asdict(prompt) for prompt in self.prompts],
-            seed=self.line.recipe.evaluate.seed,
+            models={side: self.keys[side] for side in sides},
+            device=self.recipe.device,
             openvino=version("openvino"),
             processor=[processor_brand(), os.cpu_count(), *sorted(processor_flags())],
             **inputs,
         )
 
-    def _pictures(self, side: str) -> Pictures:
-        contest = self.contest
-        is_candidate = side == "compressed"
+    def _picture_key(self, way: Way) -> str:
+        model, settings = self.keys[way.side], asdict(way.settings)
+        return self._key(model=model, settings=settings, precision=way.execution_precision)
 
+    def _draw(self, way: Way, folders: Folders) -> Pictures:
         def build(folder: Path, advance: Advance) -> None:
-            self.line.run(draw_side, contest, is_candidate, folder, on_progress=advance)
+            variant = way.variant(folders, self.recipe.device)
+            self.run(draw_pictures, variant, way.shots, folder, on_progress=advance)
 
-        detail = f"{len(contest.prompts)} {side} pictures"
-        key = self._key(side=side)
-        drawn = self.line.store.stage(
-            self.line.progress, "draw", key, detail, build, resumable=True
-        )
-        return Pictures.load(drawn)
+        detail = f"{way.title}, {len(way.shots)} pictures"
+        key, files = self._picture_key(way), picture_files(way.shots)
+        shelf = self.store.shelf(self.progress, "draw", "pictures", key, detail, files, build)
+        return Pictures.load(shelf, way.shots)
 
-    def finished(self) -> set[str]:
-        """The names of the long stages that need not be run."""
-        keys = {
-            "draw": [self._key(side=side) for side in ("baseline", "compressed")],
-            "sqnr": [self._sqnr_key],
-            "measure": [self._performance_key],
-        }
-        store = self.line.store
-        return {name for name, needed in keys.items() if all(store.has(name, k) for k in needed)}
-
-    @property
-    def _sqnr_prompts(self) -> int:
-        return min(self.line.recipe.evaluate.sqnr_prompts, len(self.prompts))
-
-    @property
-    def _sqnr_key(self) -> str:
-        return self._key(side=None, sqnr_prompts=self._sqnr_prompts)
-
-    @property
-    def _performance_key(self) -> str:
-        images = self.line.recipe.evaluate.timed_images
-        return self._key(side=None, timed_images=images, baseline_precision=BASELINE_PRECISION)
-
-    def _scores(self, baseline: Pictures, candidate: Pictures) -> Scores:
-        files = (file for file in self.contest.scorer.folder.iterdir() if file.is_file())
-        scorer = {file.name: sha256_of(file) for file in files}
-        tools = {name: version(name) for name in ("torch", "torchmetrics", "transformers")}
-        return self.line.store.record(
-            self.line.progress,
+    def _score(
+        self, ways: Mapping[str, Way], pictures: Mapping[str, Pictures]
+    ) -> tuple[dict[str, Seen], dict[str, Likeness]]:
+        """What is seen in each way's pictures, and how like the baseline's they are."""
+        baseline = ways[BASELINE]
+        exhibits = {}
+        for name, way in ways.items():
+            shots = [asdict(shot) for shot in way.shots]
+            key = key_of(pictures=self._picture_key(way), shots=shots)
+            pair = key_of(pictures=self._picture_key(baseline), other=key)
+            exhibits[name] = Exhibit(
+                pictures[name].files,
+                tuple(shot.prompt.text for shot in way.shots),
+                f"{key}.npz",
+                pictures[BASELINE].files[: len(way.shots)],
+                None if name == BASELINE else f"{pair}.json",
+            )
+        shelf = self.store.shelf(
+            self.progress,
             "score",
-            self._key(side=None, scorer=scorer, tools=tools),
-            "CLIP score, PSNR, SSIM",
-            Scores,
-            lambda _, advance: self.line.run(
-                score_pairs, self.contest, baseline, candidate, on_progress=advance
+            "scores",
+            self._instruments_key,
+            f"{len(baseline.shots)} pictures, {len(ways)} ways to draw them",
+            [file for one in exhibits.values() for file in one.outputs()],
+            lambda folder, advance: self.run(
+                score_pictures,
+                list(exhibits.values()),
+                self.judging.instruments,
+                folder,
+                on_progress=advance,
             ),
         )
+        seen = {name: Seen.load(shelf / one.seen) for name, one in exhibits.items()}
+        likeness = {
+            name: read_record(shelf / one.likeness, Likeness)
+            for name, one in exhibits.items()
+            if one.likeness
+        }
+        return seen, likeness
 
-    def _sqnr(self) -> UnetSqnr:
-        count = self._sqnr_prompts
-        return self.line.store.record(
-            self.line.progress,
+    @cached_property
+    def _instruments_key(self) -> str:
+        chosen = self.judging.instruments
+        scorer = (file for file in chosen.scorer.folder.iterdir() if file.is_file())
+        plugins = find_plugins(chosen.plugins)
+        return key_of(
+            scorer={file.name: sha256_of(file) for file in scorer},
+            checker=chosen.checker,
+            plugins=[[one.name, one.value, one.dist.version] for one in plugins if one.dist],
+            files=[sha256_of(one) for one in (chosen.fid_features, chosen.lpips) if one],
+            tools={name: version(name) for name in ("torch", "torchmetrics", "transformers")},
+        )
+
+    def _sqnr_shots(self, ways: Mapping[str, Way]) -> tuple[Shot, ...]:
+        return ways[BASELINE].shots[: self.recipe.evaluate.sqnr_prompts]
+
+    def _sqnr_key(self, ways: Mapping[str, Way]) -> str:
+        shots = [asdict(shot) for shot in self._sqnr_shots(ways)]
+        return self._key(BASELINE, COMPRESSED, shots=shots, settings=asdict(self._settings))
+
+    def _sqnr(self, ways: Mapping[str, Way], folders: Folders) -> Sqnr:
+        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
+        shots = self._sqnr_shots(ways)
+        return self.store.record(
+            self.progress,
             "sqnr",
-            self._sqnr_key,
-            f"UNet output error over {count} prompts",
-            UnetSqnr,
-            lambda folder, advance: self.line.run(
-                measure_sqnr, self.contest, count, folder, on_progress=advance
+            self._sqnr_key(ways),
+            f"error by timestep over {len(shots)} prompts",
+            Sqnr,
+            lambda folder, advance: self.run(
+                measure_sqnr, *sides, shots, folder, on_progress=advance
             ),
             resumable=True,
         )
 
-    def _performance(self) -> Performance:
-        images = self.line.recipe.evaluate.timed_images
-        return self.line.store.record(
-            self.line.progress,
+    def _layers_key(self, ways: Mapping[str, Way]) -> str:
+        shot, settings = asdict(ways[BASELINE].shots[0]), asdict(self._settings)
+        return self._key(BASELINE, COMPRESSED, shot=shot, settings=settings)
+
+    def _layer_errors(self, ways: Mapping[str, Way], folders: Folders) -> LayerErrors:
+        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
+        shot = ways[BASELINE].shots[0]
+        return self.store.record(
+            self.progress,
+            "layers",
+            self._layers_key(ways),
+            "error of the UNet's layers",
+            LayerErrors,
+            lambda folder, advance: self.run(
+                measure_layers, *sides, shot, folder, on_progress=advance
+            ),
+        )
+
+    def _performance_key(self, ways: Mapping[str, Way]) -> str:
+        prompt, settings = ways[BASELINE].shots[0].prompt.text, asdict(self._settings)
+        turns = self.recipe.evaluate.timed_images
+        return self._key(BASELINE, COMPRESSED, prompt=prompt, settings=settings, turns=turns)
+
+    def _performance(self, ways: Mapping[str, Way], folders: Folders) -> Performance:
+        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
+        turns = self.recipe.evaluate.timed_images
+        prompt = ways[BASELINE].shots[0].prompt.text
+        measured = self.store.record(
+            self.progress,
             "measure",
-            self._performance_key,
+            self._performance_key(ways),
             "time and memory, sides in turn",
             Performance,
-            lambda folder, advance: measure_performance(self.contest, images, folder, advance),
+            lambda folder, advance: measure_performance(
+                sides[0], sides[1], prompt, turns, folder, advance
+            ),
             resumable=True,
         )
+        if not self.recipe.evaluate.least_memory:
+            return measured
+        found = [
+            replace(side, least_memory_bytes=self._least_memory(ways[name], folders, side))
+            for name, side in ((BASELINE, measured.baseline), (COMPRESSED, measured.candidate))
+        ]
+        return replace(measured, baseline=found[0], candidate=found[1])
+
+    def _least_memory(self, way: Way, folders: Folders, side: Side) -> int:
+        variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text
+        peak = int(side.peak_rss_bytes.high)
+        settings = asdict(self._settings)
+        return self.store.record(
+            self.progress,
+            "limit",
+            self._key(
+                way.side, prompt=prompt, settings=settings, precision=way.execution_precision
+            ),
+            f"{way.title}: smallest memory that suffices",
+            int,
+            lambda _, advance: least_memory_bytes(variant, prompt, peak, advance),
+        )
+
+
+def _yardsticks(ways: Mapping[str, Way]) -> list[str]:
+    return [name for name in ways if name not in (BASELINE, COMPRESSED)]

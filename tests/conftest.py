@@ -21,6 +21,7 @@ QUICK = (
     "calibrate.samples=32",
     "evaluate.prompts=8",
     "evaluate.sqnr_prompts=2",
+    "evaluate.yardstick_prompts=4",
     "evaluate.timed_images=1",
     # Eight pictures prove nothing about a CLIP score; likeness and size they do show.
     "budgets={ssim_min: 0.5, unet_bytes_ratio: 0.5}",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sdcompress.calibrate import ModelInputs, calibrate, stratified_steps, write_rows
 from sdcompress.errors import CalibrationError
-from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.prompts import Prompt
 from sdcompress.recipe import Calibrate
 from sdcompress.runtime import Job, Pipeline, Settings
 
@@ -153,34 +153,6 @@ def test_a_fault_in_a_later_row_is_told_as_it_is(tmp_path: Path, fault: Exceptio
 
     with pytest.raises(type(fault), match=str(fault.args[-1])):
         write_rows(rows(), tmp_path / "unet")
-
-
-def test_prompts_are_drawn_alike_for_the_same_seed() -> None:
-    assert load_prompts("demo", 8, 1) == load_prompts("demo", 8, 1)
-    assert load_prompts("demo", 8, 1) != load_prompts("demo", 8, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"text": "a"}\n', "no `prompt` field"),
-        ('{"prompt": "a"}\n{"prompt": ""}\n', ":2: `prompt` is empty"),
-        ("not json\n", "cannot be read as JSON Lines"),
-        ("\n", "holds no prompts"),
-        ('{"prompt": "a", "negative_prompt": 5}\n', "`negative_prompt` is not text"),
-        ('{"prompt": "a"}\n', "has 1 prompts, 2 were asked for"),
-    ],
-)
-def test_unusable_prompt_files_say_why(tmp_path: Path, text: str, expected: str) -> None:
-    file = tmp_path / "mine.jsonl"
-    file.write_text(text)
-    with pytest.raises(CalibrationError, match=expected):
-        load_prompts(str(file), 2, 0)
-
-
-def test_an_unknown_prompt_set_names_the_nearest() -> None:
-    with pytest.raises(CalibrationError, match="did you mean 'demo'"):
-        load_prompts("demmo", 2, 0)
 
 
 def test_the_shipped_sets_are_disjoint_and_large_enough() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sdcompress.activations import collect
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.errors import CompressionError
-from sdcompress.evaluate.fidelity import sqnr_db
+from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.recipe import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights

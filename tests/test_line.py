@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 
 from sdcompress import activations, line
 from sdcompress.activations import Activation, Statistics
+from sdcompress.assessment import evaluate
 from sdcompress.compress import Recorded, compress
 from sdcompress.errors import BundleError, CalibrationError
 from sdcompress.line import Line, find_material
+from sdcompress.opening import STORE
 from sdcompress.processor import has_vnni
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe
 from sdcompress.store import Store
-from sdcompress.workflow import STORE, evaluate
 
 QUIET = SilentProgress()
 

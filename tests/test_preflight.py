@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import QUICK
 
-from sdcompress import preflight, workflow
+from sdcompress import opening, preflight
 from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
@@ -156,7 +156,7 @@ def test_a_run_that_does_not_fit_says_what_is_missing(
 def test_commands_refuse_with_exit_code_2(
     command: str, build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
     target = build_folder / "refused"
@@ -174,7 +174,7 @@ def test_a_refused_run_can_be_started_all_the_same(
     build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del bundle  # its converted model is reused
-    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
     command = ["calibrate", "unet_int8", "--output", str(build_folder / "ignored")]

@@ -120,3 +120,34 @@ def test_a_fresh_run_drops_what_was_left_unfinished(tmp_path: Path) -> None:
         Store.open(tmp_path, "run").stage(QUIET, "ranges", "k", "", stop_half_way, resumable=True)
     fresh = Store.open(tmp_path, "run", fresh=True)
     fresh.stage(QUIET, "ranges", "k", "", finish, resumable=True)
+
+
+def test_a_shelf_grows_and_is_reused(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def filled(store: Store, *files: str) -> Path:
+        def build(folder: Path, advance: Advance) -> None:
+            missing = [file for file in files if not (folder / file).exists()]
+            asked.append(missing)
+            for file in missing:
+                (folder / file).write_text(file)
+            advance(1, 1)
+
+        return store.shelf(SilentProgress(), "draw", "pictures", "key", "a", files, build)
+
+    store = Store.open(tmp_path, "run")
+    assert not store.holds("pictures", "key", ["a"])
+    folder = filled(store, "a", "b")
+    assert store.holds("pictures", "key", ["b"])
+    filled(store, "b", "c")
+    filled(store, "a", "c")
+    assert asked == [["a", "b"], ["c"]]
+    assert [record.name for record in store.log] == ["draw", "draw"]
+    again = Store.open(tmp_path, "again")
+    assert filled(again, "a", "b") == folder
+    assert again.log == store.log[:1]  # what these two took when they were built
+    fresh = Store.open(tmp_path, "fresh", fresh=True)
+    filled(fresh, "a")
+    filled(fresh, "a")
+    assert asked[2:] == [["a"]]
+    assert not (folder / "c").exists()

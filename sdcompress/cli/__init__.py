@@ -11,7 +11,7 @@ from sdcompress.errors import SdcompressError
 
 
 class Reporting(click.Group):
-    """Prints the project's faults as messages; the exit code is 2, or 3 from the quality gate."""
+    """Prints the project's faults as messages; the exit code is 2, from the quality gate 3 or 4."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

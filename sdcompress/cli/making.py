@@ -1,15 +1,23 @@
 """Commands that make and judge: quantize, calibrate, convert, evaluate, compare, recipes."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdcompress.cli.options import BUNDLE, FOLDER, ignore_preflight, recipe_arguments
+from sdcompress.cli.options import (
+    BUNDLE,
+    FOLDER,
+    NEW_FILE,
+    ignore_preflight,
+    load_named,
+    recipe_arguments,
+)
 
 if TYPE_CHECKING:
     from sdcompress.recipe import Recipe
-    from sdcompress.workflow import Run
+    from sdcompress.verdict import Run
 
 
 @click.command()
@@ -22,7 +30,7 @@ def quantize(recipe: "Recipe", **options: Any) -> None:
     are kept in .sdcompress beside the output folder and reused while their inputs are the same; a
     killed run goes on where it was, inside long stages too. What the run of a large model will
     take is estimated first, and exit code 2 refuses one that does not fit. Exit code 3 means that
-    the quality gate refused the result; the report says why.
+    the quality gate refused the result, 4 that it takes more pictures to tell; the report says why.
 
     \b
     Examples:
@@ -83,30 +91,90 @@ def convert(model: str, output: Path, **options: Any) -> None:
 
 @click.command()
 @click.argument("bundle", type=BUNDLE)
+@click.option(
+    "--against",
+    type=BUNDLE,
+    metavar="FOLDER",
+    help="Compare with this pipeline, instead of the model BUNDLE was made from.",
+)
+@click.option("--recipe", help="Evaluate as this recipe says.  [default: the bundle's own]")
+@click.option(
+    "--prompts",
+    metavar="SET|FILE",
+    help="Draw these: a shipped set, a .jsonl, .csv or .txt file, or a dataset.",
+)
+@click.option("--samples", type=click.IntRange(2), help="How many pictures of each side.")
 @click.option("--output", type=FOLDER, help="Where to write.  [default: BUNDLE-evaluation]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
-              help="Change one value of the bundle's recipe; may be repeated.")  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Measure everything anew, reuse nothing.")
-@ignore_preflight
-def evaluate(bundle: Path, **options: Any) -> None:
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="Change one value of the recipe; may be repeated.",
+)
+@click.option(
+    "--fresh/--resume",
+    default=False,
+    help="Measure everything anew, or go on where an earlier run ended.  [default: resume]",
+)
+@ignore_preflight  # fmt: skip
+def evaluate(
+    bundle: Path,
+    recipe: str | None,
+    prompts: str | None,
+    samples: int | None,
+    overrides: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Measure BUNDLE against its uncompressed baseline and judge it by its recipe's budgets.
 
-    Figures of an earlier evaluation are reused while nothing they depend on has changed.
-    """
-    from sdcompress.progress import TerminalProgress
-    from sdcompress.workflow import evaluate as run_evaluate
+    With --against, both may be any pipeline in OpenVINO IR, for example what optimum-cli exports.
+    Pictures and figures of an earlier evaluation are reused while nothing they depend on has
+    changed, so a second candidate does not draw the baseline again. Exit code 3 means that a budget
+    is broken, 4 that it takes more samples to tell.
 
-    _summarize(run_evaluate(bundle, progress=TerminalProgress(), **options))
+    \b
+    Examples:
+      sdcompress evaluate build/unet_int8 --samples 128
+      sdcompress evaluate exported-int8 --against exported-fp16 --prompts my_prompts.csv
+    """
+    from sdcompress.assessment import evaluate as run_evaluate
+    from sdcompress.progress import TerminalProgress
+
+    given = {"evaluate.prompt_set": prompts, "evaluate.prompts": samples}
+    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    chosen = load_named(recipe, ()) if recipe else None
+    progress = TerminalProgress()
+    _summarize(
+        run_evaluate(
+            bundle, recipe=chosen, overrides=(*overrides, *extra), progress=progress, **options
+        )
+    )
 
 
 @click.command()
 @click.argument("folders", type=BUNDLE, nargs=-1, required=True, metavar="DIR...")
-def compare(folders: tuple[Path, ...]) -> None:
-    """Put the reports of several result folders side by side, the best values marked."""
-    from sdcompress.report.comparison import compare as run_compare
-    from sdcompress.report.comparison import render
+@click.option("--html", type=NEW_FILE, metavar="FILE", help="Write a page with the Pareto fronts.")
+@click.option("--csv", "form", flag_value="csv", help="Print the table as CSV.")
+@click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
+def compare(folders: tuple[Path, ...], html: Path | None, form: str | None) -> None:
+    """Put the reports of several result folders side by side, the best values marked.
 
-    render(run_compare(folders))
+    Differences between the compressed models are paired where prompts and seeds match. What cannot
+    be compared (other prompts, settings, scorer, machine) is marked, with the reason.
+    """
+    from sdcompress.report import comparison as table
+    from sdcompress.report.comparison_page import render_comparison
+
+    found = table.compare(folders)
+    if html:
+        html.write_text(render_comparison(found), encoding="utf-8")
+    if form == "csv":
+        click.echo(table.as_csv(found), nl=False)
+    elif form == "json":
+        click.echo(table.as_json(found), nl=False)
+    else:
+        table.render(found)
 
 
 @click.command()
@@ -125,4 +193,6 @@ def _summarize(run: "Run") -> None:
     from sdcompress.report.summary import print_summary
 
     print_summary(Console(), run.evaluation, run.budgets)
-    click.echo(f"bundle: {run.bundle}" if run.bundle else f"report: {run.report}")
+    click.echo(f"report: {run.report / 'report.html'}")
+    if run.bundle:
+        click.echo(f"bundle: {run.bundle}")

@@ -33,7 +33,7 @@ def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         given = {"model": model, "device": device}
         extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
-        command(_load(recipe, (*overrides, *extra)), **rest)
+        command(load_named(recipe, (*overrides, *extra)), **rest)
 
     return loading
 
@@ -62,7 +62,8 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
+def load_named(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
+    """Loads a recipe file, or the shipped recipe of that name."""
     from sdcompress.catalogue import shipped_recipes
     from sdcompress.recipe import load_recipe
 

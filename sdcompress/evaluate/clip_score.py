@@ -4,7 +4,7 @@
 arXiv:2104.08718, without its factor 2.5). Scores of different CLIP models cannot be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sdcompress.errors import EvaluationError
-from sdcompress.progress import Advance
+from sdcompress.evaluate.metrics import Metric
 from sdcompress.quiet import quiet_libraries
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +25,35 @@ class ClipScorer:
 
     name: str
     folder: Path
+
+    @property
+    def made_by(self) -> str:
+        """Scorer and preprocessing, for reports."""
+        return f"{self.name}, through torchmetrics, pictures prepared by the model's own processor"
+
+
+def metric(scorer: ClipScorer) -> Metric:
+    """The metric's card for a scorer."""
+    return Metric(
+        name="clip_score",
+        title="CLIP score",
+        kind="picture",
+        better="higher",
+        unit="",
+        definition="100 x the cosine between CLIP's embeddings of picture and prompt, at least 0 "
+        "(arXiv:2104.08718, without its factor 2.5). Comparable only for the same CLIP model",
+        low=0.0,
+        high=100.0,
+        made_by=scorer.made_by,
+    )
+
+
+@dataclass(frozen=True)
+class ClipLook:
+    """What CLIP finds in pictures: `scores` float64 [n], `embeddings` float32 [n, d]."""
+
+    scores: Array
+    embeddings: Array
 
 
 def locate_scorer(scorer: str) -> ClipScorer:
@@ -55,37 +84,40 @@ def _unusable(scorer: str, reason: object) -> str:
     )
 
 
-def clip_scores(
-    images: Sequence[Path],
-    prompts: Sequence[str],
-    scorer: ClipScorer,
-    on_picture: Advance | None = None,
-) -> Array:
-    """Returns one score for each picture and its prompt, float64 [n].
+class Clip:
+    """A loaded scorer, for any number of pictures. Raises EvaluationError when it cannot be."""
 
-    Prompts longer than the model takes are cut at its limit. Raises EvaluationError when the
-    scorer cannot be loaded.
-    """
-    import torch
-    from torchmetrics.multimodal import CLIPScore
+    def __init__(self, scorer: ClipScorer) -> None:
+        from torchmetrics.multimodal import CLIPScore
 
-    with quiet_libraries("transformers"):
-        metric = CLIPScore(model_name_or_path=lambda: _load(scorer))
-    metric.eval()
-    scores = np.empty(len(images))
-    for index, (file, prompt) in enumerate(zip(images, prompts, strict=True)):
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        with torch.inference_mode():
-            metric.update(pixels, prompt)
-            scores[index] = float(metric.compute())
-        metric.reset()
-        if on_picture:
-            on_picture(index + 1, len(images))
-    return scores
+        with quiet_libraries("transformers"):
+            self._features, processor = _load(scorer)
+            self._score = CLIPScore(model_name_or_path=lambda: (self._features, processor))
+        self._score.eval()
+
+    def look(
+        self, files: Sequence[Path], prompts: Sequence[str], on_picture: Callable[[], None]
+    ) -> ClipLook:
+        """Scores each picture against its prompt, and keeps the pictures' embeddings.
+
+        Prompts longer than the model takes are cut at its limit.
+        """
+        import torch
+
+        scores = np.empty(len(files))
+        self._features.embeddings.clear()
+        for index, (file, prompt) in enumerate(zip(files, prompts, strict=True)):
+            with Image.open(file) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            with torch.inference_mode():
+                self._score.update(pixels, prompt)
+                scores[index] = float(self._score.compute())
+            self._score.reset()
+            on_picture()
+        return ClipLook(scores, np.concatenate(self._features.embeddings))
 
 
-def _load(scorer: ClipScorer) -> tuple[Any, Any]:
+def _load(scorer: ClipScorer) -> "tuple[_Features, _Truncating]":
     from transformers import CLIPModel, CLIPProcessor
 
     try:
@@ -98,7 +130,7 @@ def _load(scorer: ClipScorer) -> tuple[Any, Any]:
 
 
 class _Features:
-    """A CLIPModel whose features are tensors, as torchmetrics expects them.
+    """A CLIPModel whose features are tensors, as torchmetrics expects them; keeps the pictures'.
 
     Since transformers 5 the model returns an output record instead.
     """
@@ -106,13 +138,16 @@ class _Features:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.config = model.config
+        self.embeddings: list[Array] = []
 
     def to(self, device: Any) -> "_Features":
         self._model.to(device)
         return self
 
     def get_image_features(self, pixels: Any) -> Any:
-        return self._model.get_image_features(pixels).pooler_output
+        found = self._model.get_image_features(pixels).pooler_output
+        self.embeddings.append(found.float().cpu().numpy())
+        return found
 
     def get_text_features(self, ids: Any, mask: Any) -> Any:
         return self._model.get_text_features(ids, attention_mask=mask).pooler_output

@@ -1,62 +1,94 @@
-"""Draws the evaluation pictures of one pipeline, one picture for each prompt and seed."""
+"""Draws the evaluation's pictures, each kept under what was asked for: none is drawn twice."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcompress.progress import Advance
 from sdcompress.prompts import Prompt
 from sdcompress.runtime import Pipeline, Settings, save_png
+from sdcompress.store import written_whole
 
 _PRECISIONS = "execution_precisions.json"
+BASELINE_PRECISION = "f32"  # set outright: left alone, the CPU plugin executes in BF16 where it can
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to draw: a pipeline folder, how it is executed, and the settings.
+
+    An execution precision of None is the device's choice, which is how a bundle is used.
+    """
+
+    folder: Path
+    device: str
+    execution_precision: str | None
+    settings: Settings
+
+    def open(self) -> Pipeline:
+        """Loads the pipeline."""
+        return Pipeline.load(
+            self.folder,
+            device=self.device,
+            execution_precision=self.execution_precision,
+            verify="never",
+        )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one picture is asked for; the negative prompt is filled in."""
+
+    prompt: Prompt
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """The same for the same prompt, negative prompt and seed."""
+        asked = json.dumps([self.prompt.text, self.prompt.negative or "", self.seed])
+        return f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.png"
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files in prompt order, and the precision in which each component was executed."""
+    """Files in the order of their shots, and the precision each component was executed in."""
 
     files: tuple[Path, ...]
     execution_precisions: dict[str, str]
 
-    def save(self, folder: Path) -> None:
-        """Writes what the picture files do not say themselves beside them."""
-        text = json.dumps(self.execution_precisions)
-        (folder / _PRECISIONS).write_text(text, encoding="utf-8")
-
     @classmethod
-    def load(cls, folder: Path) -> "Pictures":
-        """Finds the pictures that `draw_pictures` and `save` left in `folder`."""
+    def load(cls, folder: Path, shots: Sequence[Shot]) -> "Pictures":
+        """Finds the pictures that `draw_pictures` left in `folder`."""
         precisions = json.loads((folder / _PRECISIONS).read_text(encoding="utf-8"))
-        return cls(tuple(sorted(folder.glob("*.png"))), precisions)
+        return cls(tuple(folder / shot.file_name for shot in shots), precisions)
+
+
+def picture_files(shots: Sequence[Shot]) -> list[str]:
+    """The names of the files that `draw_pictures` writes."""
+    return [_PRECISIONS, *(shot.file_name for shot in shots)]
 
 
 def draw_pictures(
-    pipeline: Pipeline,
-    prompts: Sequence[Prompt],
-    seed: int,
-    settings: Settings,
-    folder: Path,
-    on_picture: Callable[[int, int], None] | None = None,
-) -> Pictures:
-    """Writes `folder`/00000.png and so on; picture i uses seed + i.
-
-    Pictures that are there, from a run that was killed, are not drawn again.
-    """
-    files = [folder / f"{index:05d}.png" for index in range(len(prompts))]
-    done = sum(file.exists() for file in files)
-    if on_picture and done:
-        on_picture(done, len(prompts))
-    for index, (prompt, file) in enumerate(zip(prompts, files, strict=True)):
-        if file.exists():
-            continue
+    variant: Variant, shots: Sequence[Shot], folder: Path, on_picture: Advance
+) -> None:
+    """Draws into `folder` those pictures that are not there."""
+    missing = [shot for shot in shots if not (folder / shot.file_name).exists()]
+    done = len(shots) - len(missing)
+    if done:
+        on_picture(done, len(shots))  # at once, so that it does not count as speed
+    pipeline = variant.open()
+    for shot in missing:
         image = pipeline.generate(
-            prompt.text,
-            negative_prompt=prompt.negative or "",
-            seed=seed + index,
-            settings=settings,
+            shot.prompt.text,
+            negative_prompt=shot.prompt.negative or "",
+            seed=shot.seed,
+            settings=variant.settings,
         )
-        save_png(image, file, {"prompt": prompt.text, "seed": str(seed + index)})
+        told = {"prompt": shot.prompt.text, "seed": str(shot.seed)}
+        save_png(image, folder / shot.file_name, told)
         done += 1
-        if on_picture:
-            on_picture(done, len(prompts))
-    return Pictures(tuple(files), pipeline.execution_precisions())
+        on_picture(done, len(shots))
+    with written_whole(folder / _PRECISIONS) as stream:
+        stream.write(json.dumps(pipeline.execution_precisions()).encode())

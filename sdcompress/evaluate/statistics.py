@@ -10,31 +10,26 @@ from sdcompress.evaluate.records import Interval
 Array = np.ndarray[Any, Any]
 
 
-def paired_difference(
-    baseline: Array,
-    candidate: Array,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+def mean_interval(
+    values: Array, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Mean of candidate - baseline with its bootstrap interval (BCa, Efron 1987).
+    """The mean of values float [n] with its bootstrap interval (BCa, Efron 1987).
 
-    Differences that are all equal have an interval of no width. Raises EvaluationError for fewer
-    than two pairs, or values that are not finite.
+    Values that are all equal have an interval of no width. Raises EvaluationError for fewer than
+    two values, or values that are not finite.
     """
     from scipy.stats import bootstrap
 
-    differences = np.asarray(candidate, np.float64) - np.asarray(baseline, np.float64)
-    if differences.ndim != 1 or len(differences) < 2:
-        raise EvaluationError("a confidence interval needs at least two pairs")
-    if not np.isfinite(differences).all():
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise EvaluationError("a confidence interval needs at least two samples")
+    if not np.isfinite(values).all():
         raise EvaluationError("scores that are not finite cannot be compared")
-    mean = float(differences.mean())
-    if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):
+    mean = float(values.mean())
+    if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean)
     interval = bootstrap(
-        (differences,),
+        (values,),
         np.mean,
         confidence_level=confidence,
         n_resamples=resamples,
@@ -42,3 +37,9 @@ def paired_difference(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(mean, float(interval.low), float(interval.high))
+
+
+def paired_difference(baseline: Array, candidate: Array, *, resamples: int = 10_000) -> Interval:
+    """The mean of candidate - baseline, float [n] each, with its interval as `mean_interval`'s."""
+    differences = np.asarray(candidate, np.float64) - np.asarray(baseline, np.float64)
+    return mean_interval(differences, resamples=resamples)

@@ -1,57 +1,152 @@
-"""Puts several reports side by side and marks the best value of each row."""
+"""Puts several reports side by side: figures, paired differences, and who is on the Pareto front.
 
+Figures are compared only where that means something. Quality needs the same model, prompts, seeds,
+settings and scorer, time and memory the same machine; what differs from the first report is marked,
+with the reason, and never counts as best.
+"""
+
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from sdcompress.errors import InputError
+from sdcompress.evaluate.statistics import mean_interval
 from sdcompress.report.document import SCHEMA
+
+Group = Literal["quality", "performance", "other"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one report; `value` is None where there is none."""
+
+    value: float | None
+    text: str
+    best: bool
+    comparable: bool
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of every report. `best` holds the columns with the best value."""
+    """One figure of every report."""
 
     name: str
-    values: tuple[str, ...]
-    best: frozenset[int]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's mean paired difference between a report and the first one, 95 % interval."""
+
+    name: str
+    metric: str
+    samples: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A report's place among the others: what it costs and how good it is."""
+
+    name: str
+    quality: float
+    seconds: float
+    memory_bytes: float
+    disk_bytes: float
+    on_front: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of reports, and what keeps its columns from being comparable."""
+    """A table of reports, their paired differences and what keeps columns from being comparable."""
 
     names: tuple[str, ...]
     rows: tuple[Row, ...]
-    warnings: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    points: tuple[Point, ...]
+    notes: tuple[str, ...]
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:
     """Reads the report of each result folder. Raises InputError when one has none."""
-    reports = [_read(Path(folder)) for folder in folders]
-    rows = [_row(name, form, better, read, reports) for name, form, better, read in _FIGURES]
-    names = tuple(Path(folder).resolve().name for folder in folders)
-    return Comparison(names, tuple(rows), tuple(_warnings(reports)))
+    names = _names([Path(folder).resolve() for folder in folders])
+    reports = dict(zip(names, (_read(Path(folder)) for folder in folders), strict=True))
+    obstacles = {name: _obstacles(report, reports[names[0]]) for name, report in reports.items()}
+    return Comparison(
+        names,
+        tuple(_rows(reports, obstacles)),
+        tuple(_differences(reports, obstacles)),
+        tuple(_points(reports, obstacles)),
+        tuple(_notes(obstacles, names[0])),
+    )
+
+
+def as_csv(comparison: Comparison) -> str:
+    """The table as CSV, one row for each figure; incomparable figures are in brackets."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["figure", *comparison.names])
+    for row in comparison.rows:
+        writer.writerow([row.name, *(_plain(cell) for cell in row.cells)])
+    for one in comparison.differences:
+        column = comparison.names.index(one.name)
+        cells = [""] * len(comparison.names)
+        cells[column] = f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
+        writer.writerow([f"{one.metric} - {comparison.names[0]}'s", *cells])
+    return stream.getvalue()
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything as JSON."""
+    return json.dumps(asdict(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render(comparison: Comparison) -> None:
-    """Prints the comparison as a table, the best values bold and starred."""
+    """Prints the comparison as tables, the best values bold and starred."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     table = Table("", *comparison.names)
     for row in comparison.rows:
-        cells = [
-            f"[bold green]{value} *[/]" if index in row.best else value
-            for index, value in enumerate(row.values)
-        ]
-        table.add_row(row.name, *cells)
+        table.add_row(row.name, *(_rich(cell) for cell in row.cells))
     console.print(table)
-    for warning in comparison.warnings:
-        console.print(f"[yellow]note[/] {warning}", highlight=False)
+    if comparison.differences:
+        paired = Table("paired difference", "metric", "mean", "95 % interval", "pairs")
+        for one in comparison.differences:
+            interval = f"{one.low:+.3f} to {one.high:+.3f}"
+            label = f"{one.name} - {comparison.names[0]}"
+            paired.add_row(label, one.metric, f"{one.mean:+.3f}", interval, str(one.samples))
+        console.print(paired)
+    for note in comparison.notes:
+        console.print(f"[yellow]note[/] {note}", highlight=False)
+
+
+def _plain(cell: Cell) -> str:
+    return cell.text if cell.comparable else f"({cell.text})"
+
+
+def _rich(cell: Cell) -> str:
+    if not cell.comparable:
+        return f"[dim]({cell.text})[/]"
+    return f"[bold green]{cell.text} *[/]" if cell.best else cell.text
+
+
+def _names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """The folders' names, with as many parents as it takes to tell them apart."""
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = tuple("/".join(folder.parts[-depth:]) for folder in folders)
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"{folders[0]} is given more than once")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -69,77 +164,233 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise InputError(f"{file}: not a report of schema {SCHEMA}; run the evaluation again")
     try:
-        for read in (*(figure[3] for figure in _FIGURES), *(check[1] for check in _MUST_AGREE)):
+        for figure in _FIGURES:
+            figure.read(report)
+        for _, _, read in _MUST_AGREE:
             read(report)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{file}: a figure is missing or no number: {error!r}") from None
+        _scores(report, "clip_score")
+    except (KeyError, TypeError, IndexError, ZeroDivisionError, AttributeError) as error:
+        raise InputError(
+            f"{file}: a figure is missing or no number ({error!r}); run the evaluation again"
+        ) from None
     return report
 
 
-def _row(
-    name: str, form: str, better: str, read: Callable[[Any], Any], reports: list[dict[str, Any]]
-) -> Row:
-    values = [read(report) for report in reports]
-    texts = tuple(form.format(value) for value in values)
-    if better == "none" or len(set(texts)) == 1:
-        return Row(name, texts, frozenset())
-    best = min(values) if better == "low" else max(values)
-    shown = form.format(best)
-    return Row(name, texts, frozenset(i for i, text in enumerate(texts) if text == shown))
+def _obstacles(report: Any, first: Any) -> dict[Group, list[str]]:
+    """What differs from the first report, by the figures that cannot be compared for it."""
+    found: dict[Group, list[str]] = {"quality": [], "performance": [], "other": []}
+    for groups, what, read in _MUST_AGREE:
+        if read(report) != read(first):
+            for group in groups:
+                found[group].append(what)
+    return found
 
 
-def _warnings(reports: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"the reports have different {what}: their figures are not comparable"
-        for what, read in _MUST_AGREE
-        if any(read(report) != read(reports[0]) for report in reports[1:])
+def _notes(obstacles: Mapping[str, Mapping[Group, list[str]]], first: str) -> Iterator[str]:
+    for name, groups in obstacles.items():
+        for group, what in (("quality", "quality"), ("performance", "time and memory")):
+            reasons = groups[group]  # type: ignore[index]  # a literal of the type
+            if reasons:
+                yield (
+                    f"{name}: {what} cannot be compared with {first}'s: "
+                    f"different {', '.join(reasons)}"
+                )
+
+
+def _rows(
+    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
+) -> Iterator[Row]:
+    for figure in _FIGURES:
+        values = {name: figure.read(report) for name, report in reports.items()}
+        fair = [name for name in reports if not obstacles[name][figure.group]]
+        best = _best({name: values[name] for name in fair}, figure)
+        yield Row(
+            figure.name,
+            tuple(
+                Cell(
+                    value if isinstance(value, int | float) else None,
+                    figure.text(value),
+                    name in best,
+                    name in fair,
+                )
+                for name, value in values.items()
+            ),
+        )
+
+
+def _best(values: Mapping[str, Any], figure: "_Figure") -> set[str]:
+    """Those that show the best value; none when all show the same or nothing is better."""
+    texts = {figure.text(value) for value in values.values()}
+    if figure.better == "none" or len(texts) < 2:
+        return set()
+    pick = min if figure.better == "low" else max
+    shown = figure.text(pick(value for value in values.values() if value is not None))
+    return {name for name, value in values.items() if figure.text(value) == shown}
+
+
+def _differences(
+    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
+) -> Iterator[Difference]:
+    """Compressed against compressed, picture by picture, for the metrics both reports have."""
+    first, *others = reports
+    for name in others:
+        if obstacles[name]["quality"]:
+            continue
+        for metric in reports[name]["quality"]["metrics"]:
+            if metric["kind"] == "set":
+                continue
+            here, there = (_scores(reports[one], metric["name"]) for one in (name, first))
+            shared = [pair for pair in here if pair in there]
+            if len(shared) < 2:
+                continue
+            found = mean_interval(np.array([here[pair] - there[pair] for pair in shared]))
+            yield Difference(name, metric["title"], len(shared), found.mean, found.low, found.high)
+
+
+def _scores(report: Any, metric: str) -> dict[tuple[str, int], float]:
+    """A metric's value of each compressed picture, or each pair, by prompt and seed."""
+    found = {}
+    for sample in report["samples"]:
+        if metric in sample["scores"]:
+            value = sample["scores"][metric]["compressed"]
+        elif metric in sample["likeness"]:
+            value = sample["likeness"][metric]
+        else:
+            continue
+        found[sample["prompt"], sample["seed"]] = value
+    return found
+
+
+def _points(
+    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
+) -> Iterator[Point]:
+    """The comparable reports, and the baseline of the first as one more."""
+    first = next(iter(reports.values()))
+    sides = [("baseline", first, "baseline")]
+    sides += [
+        (name, report, "compressed")
+        for name, report in reports.items()
+        if not obstacles[name]["quality"] and not obstacles[name]["performance"]
     ]
+    places = [
+        (
+            name,
+            report["quality"]["clip_score"][side],
+            report["performance"][side]["image_seconds"],
+            report["performance"][side]["peak_rss_bytes"],
+            report["performance"][side]["disk_bytes"],
+        )
+        for name, report, side in sides
+    ]
+    for place in places:
+        beaten = any(_dominates(other[1:], place[1:]) for other in places if other is not place)
+        yield Point(*place, on_front=not beaten)
 
 
-def _megabytes(*path: str) -> Callable[[Any], Any]:
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """At least as good in quality and every cost, and better in one of them."""
+    better = (-one[0], *one[1:])
+    worse = (-other[0], *other[1:])
+    return all(a <= b for a, b in zip(better, worse, strict=True)) and better != worse
+
+
+@dataclass(frozen=True)
+class _Figure:
+    name: str
+    form: str
+    better: Literal["low", "high", "none"]
+    group: Group
+    read: Callable[[Any], Any]
+
+    def text(self, value: Any) -> str:
+        return "-" if value is None else self.form.format(value)
+
+
+def _path(*path: str, scale: float = 1.0) -> Callable[[Any], Any]:
     def read(report: Any) -> Any:
         for key in path:
             report = report[key]
-        return report / 1e6
+        return None if report is None else report * scale
 
     return read
 
 
-def _speed(key: str) -> Callable[[Any], Any]:
-    return lambda r: r["performance"]["baseline"][key] / r["performance"]["compressed"][key]
+def _speed(key: str) -> Callable[[Any], float]:
+    return lambda report: 1 / float(report["performance"]["ratios"][key]["median"])
 
 
-_MUST_AGREE: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-    ("CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
-    ("models", lambda r: r["model"]["revision"]),
-    ("prompts or seeds", lambda r: [(s["prompt"], s["seed"]) for s in r["samples"]]),
-    ("sampling settings", lambda r: r["recipe"]["sampling"]),
-    ("processors", lambda r: r["environment"]["cpu"]),
-)
-_FIGURES: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
-    ("status", "{}", "none", lambda r: r["status"]),
-    ("UNet method", "{}", "none", lambda r: r["components"]["unet"]["method"]),
-    ("CLIP score", "{:.2f}", "high", lambda r: r["quality"]["clip_score"]["compressed"]),
-    ("CLIP difference", "{:+.3f}", "high", lambda r: r["quality"]["clip_score"]["difference"]),
-    ("CLIP 95 % low", "{:+.3f}", "high", lambda r: r["quality"]["clip_score"]["ci95"][0]),
-    ("SSIM, mean", "{:.4f}", "high", lambda r: r["quality"]["ssim"]["mean"]),
-    ("PSNR, mean dB", "{:.2f}", "high", lambda r: r["quality"]["psnr_db"]["mean"]),
+def _metric(name: str) -> Callable[[Any], Any]:
+    def read(report: Any) -> Any:
+        found = [one for one in report["quality"]["metrics"] if one["name"] == name]
+        return found[0]["value"] if found else None
+
+    return read
+
+
+def _compressed(key: str, scale: float) -> Callable[[Any], Any]:
+    return _path("performance", "compressed", key, scale=scale)
+
+
+_MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
+    (("quality",), "CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
+    (("quality", "performance"), "models", lambda r: r["model"]["revision"]),
     (
+        ("quality",),
+        "prompts or seeds",
+        lambda r: [(sample["prompt"], sample["seed"]) for sample in r["samples"]],
+    ),
+    (("quality", "performance"), "sampling settings", lambda r: r["recipe"]["sampling"]),
+    (
+        ("performance",),
+        "processors",
+        lambda r: (r["environment"]["cpu"], r["environment"]["threads"]),
+    ),
+    (("performance",), "devices", lambda r: r["environment"]["device"]),
+)
+_FIGURES = (
+    _Figure("status", "{}", "none", "other", lambda r: r["status"]),
+    _Figure("UNet method", "{}", "none", "other", lambda r: r["components"]["unet"]["method"]),
+    _Figure(
+        "CLIP score", "{:.2f}", "high", "quality", _path("quality", "clip_score", "compressed")
+    ),
+    _Figure("CLIP difference", "{:+.3f}", "high", "quality", _metric("clip_score")),
+    _Figure(
+        "CLIP 95 % low",
+        "{:+.3f}",
+        "high",
+        "quality",
+        lambda r: r["quality"]["clip_score"]["ci95"][0],
+    ),
+    _Figure("CLIP similarity", "{:.4f}", "high", "quality", _metric("clip_similarity")),
+    _Figure("CMMD", "{:.4f}", "low", "quality", _metric("cmmd")),
+    _Figure("checker difference, %", "{:+.1f}", "high", "quality", _metric("checker")),
+    _Figure("SSIM, mean", "{:.4f}", "high", "quality", _metric("ssim")),
+    _Figure("PSNR, mean dB", "{:.2f}", "high", "quality", _metric("psnr_db")),
+    _Figure(
         "UNet SQNR, worst dB",
         "{:.1f}",
         "high",
+        "quality",
         lambda r: min(r["quality"]["unet_sqnr_db"].values()),
     ),
-    ("UNet MB", "{:.1f}", "low", _megabytes("components", "unet", "compressed_bytes")),
-    ("on disk MB", "{:.1f}", "low", _megabytes("performance", "compressed", "disk_bytes")),
-    ("peak RSS MB", "{:.0f}", "low", _megabytes("performance", "compressed", "peak_rss_bytes")),
-    (
+    _Figure(
+        "UNet MB",
+        "{:.1f}",
+        "low",
+        "other",
+        _path("components", "unet", "compressed_bytes", scale=1e-6),
+    ),
+    _Figure("on disk MB", "{:.1f}", "low", "other", _compressed("disk_bytes", 1e-6)),
+    _Figure("peak RSS MB", "{:.0f}", "low", "performance", _compressed("peak_rss_bytes", 1e-6)),
+    _Figure(
         "peak anonymous MB",
         "{:.0f}",
         "low",
-        _megabytes("performance", "compressed", "peak_anonymous_bytes"),
+        "performance",
+        _compressed("peak_anonymous_bytes", 1e-6),
     ),
-    ("load s", "{:.2f}", "low", lambda r: r["performance"]["compressed"]["load_seconds"]),
-    ("UNet step speed-up", "{:.2f}", "high", _speed("unet_step_seconds")),
-    ("picture speed-up", "{:.2f}", "high", _speed("image_seconds")),
+    _Figure("load s", "{:.2f}", "low", "performance", _compressed("load_seconds", 1.0)),
+    _Figure("picture s", "{:.3f}", "low", "performance", _compressed("image_seconds", 1.0)),
+    _Figure("UNet step speed-up", "{:.2f}", "high", "performance", _speed("unet_step_seconds")),
+    _Figure("picture speed-up", "{:.2f}", "high", "performance", _speed("image_seconds")),
 )

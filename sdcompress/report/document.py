@@ -5,14 +5,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
+from sdcompress.evaluate.records import (
+    BudgetResult,
+    Change,
+    ComponentSize,
+    Evaluation,
+    MetricResult,
+    Quality,
+    Sample,
+    Side,
+)
 
 SCHEMA = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+SPREAD_FIGURES = (
+    "load_seconds",
+    "unet_step_seconds",
+    "image_seconds",
+    "peak_rss_bytes",
+    "peak_anonymous_bytes",
+    "load_peak_rss_bytes",
+    "load_peak_anonymous_bytes",
+)
 
 
 def build_document(
     folder: Path,
+    status: str,
     recipe: Mapping[str, Any],
     model: Mapping[str, Any],
     environment: Mapping[str, Any],
@@ -21,20 +40,22 @@ def build_document(
     budgets: Sequence[BudgetResult],
 ) -> dict[str, Any]:
     """Returns the report; sample pictures are named relative to `folder`."""
+    performance = evaluation.performance
     return {
         "schema": SCHEMA,
-        "status": "passed" if all(budget.passed for budget in budgets) else "failed",
+        "status": status,
         "recipe": dict(recipe),
         "model": dict(model),
         "environment": dict(environment),
         "components": {name: _component(size) for name, size in components.items()},
-        "quality": _quality(evaluation),
+        "quality": _quality(evaluation.quality),
         "performance": {
-            "baseline": asdict(evaluation.performance.baseline),
-            "compressed": asdict(evaluation.performance.candidate),
+            "baseline": _side(performance.baseline),
+            "compressed": _side(performance.candidate),
+            "ratios": {name: asdict(one) for name, one in performance.ratios.items()},
         },
-        "budgets": [asdict(budget) for budget in budgets],
-        "samples": _samples(folder, evaluation),
+        "budgets": [asdict(budget) | {"passed": budget.passed} for budget in budgets],
+        "samples": [_sample(folder, sample) for sample in evaluation.samples],
     }
 
 
@@ -47,22 +68,52 @@ def _component(size: ComponentSize) -> dict[str, Any]:
     }
 
 
-def _quality(evaluation: Evaluation) -> dict[str, Any]:
-    quality = evaluation.quality
-    clip = quality.clip_score
+def _quality(quality: Quality) -> dict[str, Any]:
+    clip = quality.of("clip_score")
+    change = clip.change
     return {
         "clip_score": {
-            "baseline": clip.baseline,
-            "compressed": clip.candidate,
-            "difference": clip.difference.mean,
-            "ci95": [clip.difference.low, clip.difference.high],
-            "samples": clip.samples,
-            "scorer": clip.scorer,
+            "baseline": change.baseline,
+            "compressed": change.candidate,
+            "difference": change.value.value,
+            "ci95": [change.value.low, change.value.high],
+            "samples": change.samples,
+            "scorer": clip.metric.made_by,
         },
-        "psnr_db": asdict(quality.psnr_db),
-        "ssim": asdict(quality.ssim),
-        "unet_sqnr_db": _by_timestep(quality.unet_sqnr.candidate_db),
-        "unet_sqnr_floor_db": _by_timestep(quality.unet_sqnr.floor_db),
+        "psnr_db": _likeness(quality.of("psnr_db")),
+        "ssim": _likeness(quality.of("ssim")),
+        "unet_sqnr_db": _by_timestep(quality.sqnr.unet_db),
+        "unet_sqnr_floor_db": _by_timestep(quality.sqnr.unet_floor_db),
+        "latents_sqnr_db": _by_timestep(quality.sqnr.latents_db),
+        "latents_sqnr_floor_db": _by_timestep(quality.sqnr.latents_floor_db),
+        "layer_errors": asdict(quality.layer_errors),
+        "metrics": [_metric(result) for result in quality.metrics],
+        "skipped": [asdict(one) for one in quality.skipped],
+        "yardsticks": dict(quality.yardsticks),
+        "looks": [asdict(one) for one in quality.looks],
+    }
+
+
+def _likeness(result: MetricResult) -> dict[str, Any]:
+    return {"mean": result.change.value.value, "min": result.change.worst}
+
+
+def _metric(result: MetricResult) -> dict[str, Any]:
+    yardsticks = {name: _change(one) for name, one in result.yardsticks.items()}
+    return asdict(result.metric) | _change(result.change) | {"yardsticks": yardsticks}
+
+
+def _change(change: Change) -> dict[str, Any]:
+    interval = None
+    if change.value.low is not None:
+        interval = [change.value.low, change.value.high]
+    return {
+        "baseline": change.baseline,
+        "compressed": change.candidate,
+        "value": change.value.value,
+        "ci95": interval,
+        "worst": change.worst,
+        "samples": change.samples,
     }
 
 
@@ -70,17 +121,37 @@ def _by_timestep(values: Mapping[int, float]) -> dict[str, float]:
     return {str(timestep): db for timestep, db in values.items()}
 
 
-def _samples(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": sample.prompt,
-            "seed": sample.seed,
-            "baseline": sample.baseline.relative_to(folder).as_posix(),
-            "compressed": sample.candidate.relative_to(folder).as_posix(),
-            "clip_score_baseline": sample.clip_score_baseline,
-            "clip_score_compressed": sample.clip_score_candidate,
-            "psnr_db": sample.psnr_db,
-            "ssim": sample.ssim,
-        }
-        for sample in evaluation.samples
-    ]
+def _side(side: Side) -> dict[str, Any]:
+    """Medians under the figures' names, and their spreads together."""
+    spreads = {name: getattr(side, name) for name in SPREAD_FIGURES}
+    return {
+        **{name: _whole(name, one.median) for name, one in spreads.items()},
+        "disk_bytes": side.disk_bytes,
+        "least_memory_bytes": side.least_memory_bytes,
+        "parts_seconds": dict(side.parts_seconds),
+        "spread": {
+            name: [_whole(name, one.low), _whole(name, one.high)] for name, one in spreads.items()
+        },
+        "memory": [
+            [round(one.seconds, 3), one.anonymous_bytes, one.file_bytes] for one in side.memory
+        ],
+    }
+
+
+def _whole(name: str, value: float) -> float | int:
+    return int(value) if name.endswith("_bytes") else value
+
+
+def _sample(folder: Path, sample: Sample) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt,
+        "category": sample.category,
+        "seed": sample.seed,
+        "baseline": sample.baseline.relative_to(folder).as_posix(),
+        "compressed": sample.candidate.relative_to(folder).as_posix(),
+        "scores": {
+            name: {"baseline": before, "compressed": after}
+            for name, (before, after) in sample.scores.items()
+        },
+        "likeness": dict(sample.likeness),
+    }

@@ -17,7 +17,7 @@ _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
 
 def draw_grid(samples: Sequence[Sample], columns: int = 6, rows: int = 2) -> Image.Image:
     """Draws up to `columns` x `rows` pairs, sorted by SSIM, each with its prompt and figures."""
-    shown = sorted(samples, key=lambda sample: sample.ssim)[: columns * rows]
+    shown = sorted(samples, key=lambda sample: sample.likeness["ssim"])[: columns * rows]
     columns = min(columns, len(shown))
     bands = -(-len(shown) // columns)
     band_height = 2 * _CELL + _LINE * (_CAPTION_LINES + 1) + 3 * _PAD
@@ -55,7 +55,8 @@ def _draw_pair(
         canvas.paste(shown, place)
         draw.rectangle((place[0] - 1, place[1] - 1, left + _CELL, place[1] + _CELL), outline=_FAINT)
     text_top = top + 2 * _CELL + _PAD
-    figures = f"SSIM {sample.ssim:.3f}  PSNR {sample.psnr_db:.1f} dB"
+    likeness = sample.likeness
+    figures = f"SSIM {likeness['ssim']:.3f}  PSNR {likeness['psnr_db']:.1f} dB"
     draw.text((left, text_top), figures, _FAINT, ImageFont.load_default(12))
     lines = textwrap.wrap(f"{sample.prompt} ({sample.seed})", 30, max_lines=_CAPTION_LINES)
     draw.text((left, text_top + _LINE), "\n".join(lines), _INK, ImageFont.load_default(12))

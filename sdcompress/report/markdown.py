@@ -9,6 +9,9 @@ _NAMES = {
     "image_seconds": ("picture", "s", 2),
     "peak_rss_bytes": ("peak resident memory", "MB", 0),
     "peak_anonymous_bytes": ("peak anonymous memory", "MB", 0),
+    "load_peak_rss_bytes": ("peak resident memory while loading", "MB", 0),
+    "load_peak_anonymous_bytes": ("peak anonymous memory while loading", "MB", 0),
+    "least_memory_bytes": ("smallest memory limit that suffices", "MB", 0),
     "disk_bytes": ("size on disk", "MB", 1),
 }
 _SCALES = {"s": 1.0, "ms": 1e3, "MB": 1e-6}
@@ -20,15 +23,16 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"# {recipe['name']}: {report['status']}",
         f"{recipe['description']}. Model `{model['id']}` at `{model['revision']}`.",
-        *_section("Budgets", _budget_rows(report)),
-        *_section("Quality", _quality_rows(report)),
+        *_section("Budgets", budget_rows(report)),
+        *_section("Quality", quality_rows(report)),
+        *_notes(report),
         *_section("Time and memory", performance_rows(report)),
-        *_section("Components", _component_rows(report)),
-        *_section("UNet output error by timestep", _sqnr_rows(report)),
+        *_section("Components", component_rows(report)),
+        *_section("SQNR by timestep", sqnr_rows(report)),
         "## Pictures",
         "![baseline above, compressed below, the least similar pairs first](grid.png)",
-        *_section("Stages", _stage_rows(report)),
-        *_section("Environment", _environment_rows(report)),
+        *_section("Stages", stage_rows(report)),
+        *_section("Environment", environment_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -39,39 +43,95 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [f"## {title}", "\n".join("| " + " | ".join(row) + " |" for row in lines)]
 
 
-def _budget_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def budget_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yields a header and one row for each budget."""
     yield "budget", "limit", "measured", "verdict"
     for budget in report["budgets"]:
         side = "at most" if budget["kind"] == "max" else "at least"
-        verdict = "passed" if budget["passed"] else "**failed**"
-        limit = f"{side} {budget['limit']:g}"
-        yield budget["name"], limit, f"{budget['value']:.4g}", verdict
+        limit, value = f"{side} {budget['limit']:g}", f"{budget['value']:.4g}"
+        if budget["low"] is not None:
+            value += f" (95 %: {budget['low']:.4g} to {budget['high']:.4g})"
+        yield budget["name"], limit, value, verdict(budget)
 
 
-def _quality_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def verdict(budget: Mapping[str, Any]) -> str:
+    """A budget's outcome in words; an open one says what would decide it."""
+    if budget["outcome"] == "passed":
+        return "passed"
+    if budget["outcome"] == "failed":
+        return "**failed**"
+    if budget["more"] is None:
+        return "**undecided**: on the limit"
+    return f"**undecided**: needs about {budget['more']} more samples"
+
+
+def quality_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yields a header and one row for each metric, what harmless changes do to it beside it."""
     quality = report["quality"]
-    clip, psnr, similarity = quality["clip_score"], quality["psnr_db"], quality["ssim"]
-    low, high = clip["ci95"]
-    yield "metric", "value", "note"
-    yield "CLIP score, baseline", f"{clip['baseline']:.3f}", f"{clip['samples']} pictures"
-    yield "CLIP score, compressed", f"{clip['compressed']:.3f}", f"scorer `{clip['scorer']}`"
-    difference = f"{clip['difference']:+.3f}"
-    yield "paired difference", difference, f"95 % interval {low:+.3f} to {high:+.3f}"
-    yield "PSNR between the pairs", f"{psnr['mean']:.2f} dB", f"worst {psnr['min']:.2f} dB"
-    yield "SSIM between the pairs", f"{similarity['mean']:.4f}", f"worst {similarity['min']:.4f}"
+    yardsticks = quality["yardsticks"]
+    yield "metric", "baseline", "compressed", "change or likeness", "samples", *yardsticks.values()
+    for metric in quality["metrics"]:
+        digits = metric["digits"]
+        sides = (_figure(metric[side], digits) for side in ("baseline", "compressed"))
+        others = (metric["yardsticks"].get(name) for name in yardsticks)
+        yield (
+            f"{metric['title']}, {metric['unit']}" if metric["unit"] else metric["title"],
+            *sides,
+            estimate(metric, metric, interval=True),
+            str(metric["samples"]),
+            *(estimate(metric, one) if one else "-" for one in others),
+        )
+
+
+def estimate(
+    metric: Mapping[str, Any], change: Mapping[str, Any], *, interval: bool = False
+) -> str:
+    """A change's value, signed where it is a difference, with its interval if wanted."""
+    sign = "+" if metric["kind"] == "picture" else ""
+    digits = metric["digits"]
+    text = f"{change['value']:{sign}.{digits}f}"
+    if interval and change["ci95"]:
+        low, high = change["ci95"]
+        text += f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+    return text
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    quality = report["quality"]
+    lines = [
+        f"- {one['title']} ({one['better']} is better): {one['definition']}. By {one['made_by']}."
+        for one in quality["metrics"]
+    ]
+    lines += [f"- {one['name']} was not measured: {one['reason']}." for one in quality["skipped"]]
+    return ["In brackets: 95 % intervals, paired.", "\n".join(lines)]
 
 
 def performance_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """Yields a header and one row for each figure: name, baseline, compressed, their ratio."""
-    baseline, compressed = report["performance"]["baseline"], report["performance"]["compressed"]
+    """Yields a header and one row for each figure: name, medians of both sides, their ratio."""
+    performance = report["performance"]
+    baseline, compressed = performance["baseline"], performance["compressed"]
     yield "figure", "baseline", "compressed", "compressed / baseline"
     for key, (name, unit, digits) in _NAMES.items():
-        before, after = baseline[key] * _SCALES[unit], compressed[key] * _SCALES[unit]
-        ratio = f"{after / before:.2f}" if before else "-"
-        yield name, f"{before:.{digits}f} {unit}", f"{after:.{digits}f} {unit}", ratio
+        before, after = baseline[key], compressed[key]
+        if before is None or after is None:
+            continue
+        sides = (f"{one * _SCALES[unit]:.{digits}f} {unit}" for one in (before, after))
+        ratio = f"{after / before:.2f}"
+        if key in performance["ratios"]:
+            spread = performance["ratios"][key]
+            ratio = f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+        yield name, *sides, ratio
+    for part, seconds in baseline["parts_seconds"].items():
+        sides = (f"{one:.3f} s" for one in (seconds, compressed["parts_seconds"][part]))
+        yield f"of a picture: {part}", *sides, "-"
 
 
-def _component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yields a header and one row for each component."""
     yield "component", "method", "baseline", "compressed", "ratio", "layers by precision"
     for name, part in report["components"].items():
         before, after = part["baseline_bytes"], part["compressed_bytes"]
@@ -80,14 +140,18 @@ def _component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         yield name, part["method"], *sizes, layers
 
 
-def _sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    floor = report["quality"]["unet_sqnr_floor_db"]
-    yield "timestep", "SQNR", "floor"
-    for timestep, db in report["quality"]["unet_sqnr_db"].items():
-        yield timestep, f"{db:.1f} dB", f"{floor[timestep]:.1f} dB" if floor else "-"
+def sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yields a header and one row for each timestep; the floors are of the execution precision."""
+    quality = report["quality"]
+    columns = [
+        quality[f"{what}_sqnr{kind}_db"] for what in ("unet", "latents") for kind in ("", "_floor")
+    ]
+    yield "timestep", "UNet output", "floor", "latents", "floor"
+    for timestep in columns[0]:
+        yield timestep, *(f"{one[timestep]:.1f} dB" if one else "-" for one in columns)
 
 
-def _stage_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def stage_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     """What each stage took when it was built, in this run or in an earlier one."""
     yield "stage", "what", "time", "peak resident memory"
     for stage in report["stages"]:
@@ -95,7 +159,8 @@ def _stage_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         yield stage["name"], stage["detail"], f"{stage['seconds']:.1f} s", memory
 
 
-def _environment_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def environment_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yields a header and one row for each fact."""
     environment = report["environment"]
     yield "what", "value"
     yield "processor", f"{environment['cpu']}, {environment['cores']} cores"

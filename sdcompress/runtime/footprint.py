@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcompress.runtime.denoise import Step
 from sdcompress.runtime.pipeline import Pipeline
@@ -22,8 +22,9 @@ from sdcompress.runtime.streaming import stream
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Loads, draws a batch to warm up, one alone and `images` together, and returns the figures.
 
-    `load_seconds` includes the compilation of every component. `image_seconds` is the median time
-    of a batch drawn alone and `unet_step_seconds` the median between its steps;
+    `load_seconds` includes the compilation of every component, and `loaded_at` is when that ended,
+    in seconds since the epoch. `image_seconds` is the median time of a batch drawn alone,
+    `unet_step_seconds` the median between its steps and `parts_seconds` what each part took;
     `images_per_second` counts all pictures when batches overlap.
     """
     settings = Settings(**job["settings"])
@@ -39,7 +40,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         verify="never",
     )
     pipeline.compile(settings, batch)
-    load_seconds = time.perf_counter() - start
+    load_seconds, loaded_at = time.perf_counter() - start, time.time()
     jobs = [Job(job["prompt"], seed=seed) for seed in range(max(job["images"], batch))]
     pipeline.draw(jobs[:batch], settings)
     alone = [
@@ -48,8 +49,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     ]
     figures = {
         "load_seconds": load_seconds,
-        "unet_step_seconds": statistics.median(step for _, steps in alone for step in steps),
-        "image_seconds": statistics.median(seconds for seconds, _ in alone),
+        "loaded_at": loaded_at,
+        "unet_step_seconds": statistics.median(step for one in alone for step in one.steps),
+        "image_seconds": statistics.median(one.seconds for one in alone),
+        "parts_seconds": {
+            part: statistics.median(one.parts[part] for one in alone) for part in alone[0].parts
+        },
     }
     if lanes > 1 or job.get("overlap", False):
         start = time.perf_counter()
@@ -58,16 +63,44 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     return figures | {"peak_rss_bytes": peak_rss_bytes()}
 
 
-def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> tuple[float, list[float]]:
+class _Timed(NamedTuple):
+    """A batch: the whole, from step to step, and its parts, in seconds."""
+
+    seconds: float
+    steps: list[float]
+    parts: dict[str, float]
+
+
+def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed:
+    """Draws a batch as `Pipeline.draw` does, with a clock around each part."""
     ticks: list[float] = []
+    in_unet = 0.0
+
+    def timed_unet(*inputs: Any) -> Any:
+        nonlocal in_unet
+        called = time.perf_counter()
+        noise = pipeline.unet(*inputs)
+        in_unet += time.perf_counter() - called
+        return noise
 
     def tick(_: Step) -> None:
         ticks.append(time.perf_counter())
 
     start = time.perf_counter()
-    pipeline.draw(jobs, settings, on_step=tick)
-    elapsed = time.perf_counter() - start
-    return elapsed, [later - earlier for earlier, later in itertools.pairwise(ticks)]
+    texts = pipeline.encode_jobs(jobs, settings)
+    encoded = time.perf_counter()
+    starts = [pipeline.begin(job, settings) for job in jobs]
+    latents = pipeline.denoise(starts, *texts, settings, unet=timed_unet, on_step=tick)
+    denoised = time.perf_counter()
+    pipeline.decode(latents)
+    end = time.perf_counter()
+    parts = {
+        "text_encoder": encoded - start,
+        "unet": in_unet,
+        "vae_decoder": end - denoised,
+        "other": denoised - encoded - in_unet,
+    }
+    return _Timed(end - start, [b - a for a, b in itertools.pairwise(ticks)], parts)
 
 
 def peak_rss_bytes() -> int | None:

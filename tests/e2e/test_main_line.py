@@ -11,16 +11,18 @@ from conftest import quick_recipe
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from sdcompress import preflight, workflow
+from sdcompress import opening, preflight
+from sdcompress.assessment import evaluate
 from sdcompress.bundle import assemble
 from sdcompress.demo.checker import check
 from sdcompress.errors import OutputBusyError, PreflightError, QualityGateFailed
 from sdcompress.line import find_material
+from sdcompress.opening import production_line
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.runtime import Job, Pipeline, Settings, stream, verify
 from sdcompress.shipped import shipped_folder
-from sdcompress.workflow import evaluate, production_line, quantize
+from sdcompress.workflow import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
@@ -63,7 +65,7 @@ def test_a_large_model_is_worked_on_in_processes_of_their_own(
     assert quantize(recipe, build_folder / "isolated").bundle is not None
     assert isolated == [
         "_record", "collect", "compress", "compress",  # the VAE's parts are those of the bundle
-        "draw_side", "draw_side", "score_pairs", "measure_sqnr",
+        *["draw_pictures"] * 4, "score_pictures", "measure_sqnr", "measure_layers",
     ]  # fmt: skip
 
 
@@ -107,7 +109,8 @@ def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> No
     listener = Listener()
     second = quantize(quick_recipe("unet_int8"), build_folder / "second", progress=listener)
     assert set(listener.reuses) == {
-        "convert", "calibrate", "ranges", "compress", "draw", "score", "sqnr", "measure",
+        "convert", "calibrate", "ranges", "compress",
+        "draw", "score", "sqnr", "layers", "measure",
     }  # fmt: skip
     mine, other = (
         json.loads((one / "manifest.json").read_text())["files"] for one in (second.output, bundle)
@@ -160,10 +163,10 @@ def test_evaluating_a_bundle_gives_its_own_figures_again(
     assert shared
     for sample in shared:
         expected = by_prompt[sample["prompt"], sample["seed"]]
-        assert sample["ssim"] == pytest.approx(expected["ssim"], abs=1e-6)
+        assert sample["likeness"]["ssim"] == pytest.approx(expected["likeness"]["ssim"], abs=1e-6)
     assert again["components"] == first["components"]
     # What is finished needs no room; what is not, does.
-    monkeypatch.setattr(workflow, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
     repeated = evaluate(bundle, build_folder / "again", overrides=overrides)

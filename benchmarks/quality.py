@@ -1,0 +1,156 @@
+"""Ranks five ways to compress the demo by the report and by the checker: ``make bench``.
+
+All candidates are judged on the same prompts, seeds and settings as the same baseline. The demo's
+rule-based checker knows what a picture must show; the table tells how well each metric of the
+report orders the candidates as the checker does. Writes the comparison's page and a picture of the
+same prompts by all of them beside the reports.
+"""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import kendalltau
+
+from sdcompress.errors import QualityGateFailed, QualityUndecided
+from sdcompress.progress import TerminalProgress
+from sdcompress.recipe import load_recipe
+from sdcompress.report.comparison import compare
+from sdcompress.report.comparison_page import render_comparison
+from sdcompress.shipped import shipped_folder
+from sdcompress.workflow import quantize
+
+OUTPUT = Path("build/quality")
+CANDIDATES = {
+    "int8_weights": ("weights_int8", ()),
+    "hybrid": ("unet_hybrid", ()),
+    "int8": ("unet_int8", ()),
+    "int4_weights": ("weights_int8", ("compress.unet={method: int4_weights}",)),
+    # No smoothing, symmetric activations, no layer spared, calibrated on one call.
+    "bad": (
+        "unet_int8",
+        (
+            "compress.unet={method: int8, preset: performance, smooth_quant_alpha: null}",
+            "calibrate.prompts=1",
+            "calibrate.samples=2",
+        ),
+    ),
+}
+COMMON = (
+    "evaluate.prompt_set=demo_evaluation",
+    "evaluate.prompts=256",
+    "evaluate.seed=42",
+    "evaluate.timed_images=5",
+    "sampling={scheduler: dpmsolver++, steps: 25, guidance_scale: 5.0}",
+    "budgets={clip_score_drop: 1.0}",
+)
+RANKING = ("clip_score", "clip_similarity", "ssim", "ms_ssim", "psnr_db", "cmmd")
+SHOWN = 6  # prompts of the picture
+_CELL, _LABEL, _GAP = 128, 100, 6
+
+
+def main() -> None:
+    reports = {name: _report(name) for name in CANDIDATES}
+    print(f"\n{platform.platform()}, {next(iter(reports.values()))['environment']['cpu']}\n")
+    _print_table(reports)
+    _print_agreement(reports)
+    folders = [OUTPUT / name for name in CANDIDATES]
+    page = OUTPUT / "comparison.html"
+    page.write_text(render_comparison(compare(folders)), encoding="utf-8")
+    _picture(reports).save(OUTPUT / "pictures.png", optimize=True)
+    print(f"\n{page}, {OUTPUT / 'pictures.png'}")
+
+
+def _report(name: str) -> dict[str, Any]:
+    recipe, overrides = CANDIDATES[name]
+    file = shipped_folder("recipes") / f"{recipe}.yaml"
+    chosen = load_recipe(file, (f"name={name}", *overrides, *COMMON))
+    try:
+        quantize(chosen, OUTPUT / name, progress=TerminalProgress())
+    except (QualityGateFailed, QualityUndecided) as refusal:
+        print(refusal)
+    report: dict[str, Any] = json.loads((OUTPUT / name / "report/report.json").read_text("utf-8"))
+    return report
+
+
+def _print_table(reports: dict[str, dict[str, Any]]) -> None:
+    first = next(iter(reports.values()))["quality"]
+    metrics = [one["name"] for one in first["metrics"]]
+    print(
+        "| metric | "
+        + " | ".join(reports)
+        + " | "
+        + " | ".join(first["yardsticks"].values())
+        + " |"
+    )
+    print("|---" * (len(reports) + len(first["yardsticks"]) + 1) + "|")
+    print("| verdict | " + " | ".join(one["status"] for one in reports.values()) + " |" + " |" * 3)
+    for name in metrics:
+        cells = [_text(_metric(report, name)) for report in reports.values()]
+        yard = [
+            _text(_metric({"quality": first}, name) | one)
+            for one in _metric({"quality": first}, name)["yardsticks"].values()
+        ]
+        print(
+            f"| {_metric({'quality': first}, name)['title']} | " + " | ".join(cells + yard) + " |"
+        )
+    for key, title in (("unet_step_seconds", "step"), ("image_seconds", "picture")):
+        cells = [
+            f"x {report['performance']['ratios'][key]['median']:.2f}" for report in reports.values()
+        ]
+        print(
+            f"| time of a {title} | " + " | ".join(cells) + " |" + " |" * len(first["yardsticks"])
+        )
+    parts = [report["components"]["unet"] for report in reports.values()]
+    sizes = [f"x {part['compressed_bytes'] / part['baseline_bytes']:.3f}" for part in parts]
+    print("| UNet bytes | " + " | ".join(sizes) + " |" + " |" * len(first["yardsticks"]))
+
+
+def _metric(report: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in report["quality"]["metrics"] if one["name"] == name)
+    return found
+
+
+def _text(metric: dict[str, Any]) -> str:
+    sign = "+" if metric["kind"] == "picture" else ""
+    text = f"{metric['value']:{sign}.{metric['digits']}f}"
+    if metric["ci95"]:
+        low, high = metric["ci95"]
+        text += f" ({low:{sign}.{metric['digits']}f} to {high:{sign}.{metric['digits']}f})"
+    return text
+
+
+def _print_agreement(reports: dict[str, dict[str, Any]]) -> None:
+    truth = [_metric(report, "checker")["value"] for report in reports.values()]
+    print("\nAgreement with the checker's order (Kendall's tau-b):\n")
+    for name in RANKING:
+        values = [_metric(report, name) for report in reports.values()]
+        sign = 1 if values[0]["better"] == "higher" else -1
+        tau = kendalltau(truth, [sign * one["value"] for one in values]).statistic
+        print(f"- {values[0]['title']}: {tau:+.2f}")
+
+
+def _picture(reports: dict[str, dict[str, Any]]) -> Image.Image:
+    """The prompts that suffered most from the worst candidate, by the baseline and by all."""
+    worst = min(reports, key=lambda name: float(_metric(reports[name], "checker")["value"]))
+    samples = reports[worst]["samples"]
+    order = sorted(range(len(samples)), key=lambda index: float(samples[index]["likeness"]["ssim"]))
+    rows = [("baseline", worst, "baseline")] + [(name, name, "compressed") for name in reports]
+    size = (_LABEL + SHOWN * (_CELL + _GAP), len(rows) * (_CELL + _GAP))
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, (label, name, side) in enumerate(rows):
+        top = row * (_CELL + _GAP)
+        draw.text((4, top + _CELL // 2), label, "black", ImageFont.load_default(14), anchor="lm")
+        for column, index in enumerate(order[:SHOWN]):
+            file = OUTPUT / name / "report" / reports[name]["samples"][index][side]
+            with Image.open(file) as image:
+                small = image.convert("RGB").resize((_CELL, _CELL))
+            canvas.paste(small, (_LABEL + column * (_CELL + _GAP), top))
+    return canvas
+
+
+if __name__ == "__main__":
+    main()

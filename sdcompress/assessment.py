@@ -1,0 +1,215 @@
+"""Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sdcompress.bundle import publish
+from sdcompress.errors import BundleError, CalibrationError, InputError
+from sdcompress.evaluate.records import ComponentSize
+from sdcompress.ir import IR_NAME, PARTS, ir_bytes, pipeline_bytes
+from sdcompress.judging import find_judging
+from sdcompress.line import Material, find_material, run_apart
+from sdcompress.opening import look_ahead, opened_store, output_folder, production_line
+from sdcompress.precision import count_by_precision, layers_of
+from sdcompress.progress import Progress, SilentProgress
+from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.recipe import COMPONENTS, Recipe, parse_recipe
+from sdcompress.runtime import (
+    Manifest,
+    hash_files,
+    read_manifest,
+    require_device,
+    require_scheduler,
+    verify,
+)
+from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
+from sdcompress.store import key_of
+from sdcompress.trial import BASELINE, COMPRESSED, LONG_STAGES, Trial
+from sdcompress.verdict import Run, reach_verdict, require_passed
+
+# What a folder without a manifest is judged by, unless a recipe says otherwise.
+_USUAL = {"compress": {}, "budgets": {"clip_score_drop": 0.5}}
+_MAKING = ("compress", "convert", "calibrate")
+
+
+def evaluate(
+    bundle: Path | str,
+    output: Path | str | None = None,
+    *,
+    against: Path | str | None = None,
+    recipe: Recipe | None = None,
+    overrides: tuple[str, ...] = (),
+    fresh: bool = False,
+    ignore_preflight: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Measures a bundle against the float32 baseline of the model it was made from.
+
+    With `against`, another pipeline folder is the baseline; either may be any folder in the layout
+    of optimum-intel, whoever wrote it. The report goes to `output`, by default
+    <bundle>-evaluation. How to evaluate is said by `recipe`, or by the one that made the bundle;
+    `overrides` are ``key.path=value`` changes to it. What made the bundle cannot be changed.
+    Figures of an earlier evaluation are reused while nothing they depend on has changed; `fresh`
+    measures everything anew. Raises BundleError when a folder is not intact or its model is no
+    longer the one it was made from, PreflightError as `quantize` does, QualityGateFailed when a
+    budget is broken and QualityUndecided when too few pictures were drawn to tell.
+    """
+    folder = Path(bundle).resolve()
+    made_by = [one for one in overrides if one.startswith(_MAKING)]
+    if made_by:
+        raise InputError(
+            f"--set {made_by[0]}: the bundle is made; its evaluation cannot change how"
+        )
+    _require_intact(folder)
+    chosen = _how(folder, recipe, overrides)
+    target = output_folder(chosen, output or folder.with_name(f"{folder.name}-evaluation"))
+    shown = progress or SilentProgress()
+    if against is None:
+        run = _against_own(folder, chosen, target, fresh, ignore_preflight, shown)
+    else:
+        run = _against_other(folder, Path(against).resolve(), chosen, target, fresh, shown)
+    require_passed(run)
+    return run
+
+
+def _how(folder: Path, recipe: Recipe | None, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe that says how to evaluate."""
+    if recipe is not None:
+        return parse_recipe(Path(recipe.name), recipe.as_dict(), overrides)
+    if (folder / MANIFEST).is_file():
+        return parse_recipe(folder / MANIFEST, read_manifest(folder).recipe, overrides)
+    usual = {"schema": 1, "name": folder.name, "model": str(folder), **_USUAL}
+    return parse_recipe(folder, usual, overrides)
+
+
+def _against_own(
+    folder: Path,
+    recipe: Recipe,
+    target: Path,
+    fresh: bool,
+    ignore_preflight: bool,
+    progress: Progress,
+) -> Run:
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(
+            f"{folder} has no manifest that names the model it was made from; say what to compare "
+            "it with: --against FOLDER"
+        )
+    manifest = read_manifest(folder)
+    recipe = _pinned(recipe, manifest)
+    material = find_material(recipe, progress, calibrates=False)
+    _require_same_model(material, manifest.model, folder)
+    judging = find_judging(recipe, _calibrated_on(folder, progress))
+    with production_line(recipe, target, material, progress, fresh=fresh) as line:
+        result = line.store.scratch / "result"
+        result.mkdir()
+        keys = {BASELINE: line.converted_key, COMPRESSED: _key_of_files(folder)}
+        trial = Trial(recipe, line.store, progress, line.run, judging, keys)
+        wanted = {"convert", *LONG_STAGES} - line.finished() - trial.finished()
+        look_ahead(line, target, wanted, refuse=not ignore_preflight)
+        folders = {BASELINE: line.converted, COMPRESSED: folder}
+        sizes = _sizes(folders, recipe)
+        judged = reach_verdict(trial, folders, sizes, line.model_record(), result, target)
+        publish(result, target)
+    return replace(judged, bundle=None)
+
+
+def _against_other(
+    folder: Path, other: Path, recipe: Recipe, target: Path, fresh: bool, progress: Progress
+) -> Run:
+    """Both sides are folders as they are. Neither is traced back to a model."""
+    _require_intact(other)
+    require_device(recipe.device)
+    require_scheduler(other, recipe.sampling.scheduler)
+    require_scheduler(folder, recipe.sampling.scheduler)
+    judging = find_judging(recipe, _calibrated_on(folder, progress))
+    with opened_store(target, fresh=fresh) as store:
+        result = store.scratch / "result"
+        result.mkdir()
+        keys = {BASELINE: _key_of_files(other), COMPRESSED: _key_of_files(folder)}
+        apart = partial(run_apart, pipeline_bytes(other))
+        trial = Trial(recipe, store, progress, apart, judging, keys)
+        folders = {BASELINE: other, COMPRESSED: folder}
+        model: dict[str, Any] = {
+            "id": other.name,
+            "revision": f"sha256:{keys[BASELINE]}",
+            "variant": None,
+            "notice": None,
+            "loras": [],
+        }
+        judged = reach_verdict(trial, folders, _sizes(folders, None), model, result, target)
+        publish(result, target)
+    return replace(judged, bundle=None)
+
+
+def _require_intact(folder: Path) -> None:
+    """Raises BundleError for a bundle whose files are not those of its manifest."""
+    if not (folder / MANIFEST).is_file():
+        return
+    problems = verify(folder)
+    if problems:
+        raise BundleError(f"{folder} is not intact: " + "; ".join(problems[:5]))
+
+
+def _calibrated_on(folder: Path, progress: Progress) -> tuple[Prompt, ...]:
+    """The prompts a bundle was calibrated on, as far as that can be known."""
+    if not (folder / MANIFEST).is_file():
+        progress.notice(f"{folder.name} does not tell which prompts it was calibrated on")
+        return ()
+    made = parse_recipe(folder / MANIFEST, read_manifest(folder).recipe)
+    if not made.compress.needs_calibration:
+        return ()
+    chosen = made.calibrate
+    try:
+        return load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
+    except CalibrationError as fault:
+        progress.notice(f"{folder.name}: prompts it was calibrated on cannot be compared: {fault}")
+        return ()
+
+
+def _key_of_files(folder: Path) -> str:
+    """The same for the same model files, wherever they lie."""
+    if (folder / MANIFEST).is_file():
+        records = read_manifest(folder).files
+    else:
+        paths = (path for part in PARTS for path in (folder / part, *(folder / part).rglob("*")))
+        names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+        records = hash_files(folder, sorted(names))
+    drawing = {name: one.sha256 for name, one in records.items() if name.split("/")[0] in PARTS}
+    return key_of(files=drawing)
+
+
+def _sizes(folders: Mapping[str, Path], recipe: Recipe | None) -> dict[str, ComponentSize]:
+    """The parts that both sides have; the method is that of the recipe that made the candidate."""
+    baseline, candidate = folders[BASELINE], folders[COMPRESSED]
+    found = {}
+    for component in COMPONENTS:
+        if not all((side / component / IR_NAME).is_file() for side in (baseline, candidate)):
+            continue
+        method = recipe.compress.method_of(component).method if recipe else "as found"
+        layers = count_by_precision(layers_of(candidate / component / IR_NAME))
+        sizes = ir_bytes(baseline / component), ir_bytes(candidate / component)
+        found[component] = ComponentSize(method, *sizes, layers)
+    return found
+
+
+def _pinned(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """Returns the recipe at the hub commit the bundle was made from."""
+    commit = str(manifest.model["revision"])
+    if commit.startswith("sha256:"):  # a folder, or the demo
+        return recipe
+    return recipe.model_copy(update={"revision": commit})
+
+
+def _require_same_model(material: Material, model: Mapping[str, Any], bundle: Path) -> None:
+    if material.source.revision != model["revision"]:
+        raise BundleError(
+            f"{bundle} was made from {model['id']} at {model['revision']}, but "
+            f"{material.source.id} is now at {material.source.revision}: a baseline of "
+            "another model proves nothing"
+        )
+    if material.source.lora_records() != model.get("loras", []):
+        raise BundleError(f"{bundle} was made with other LoRA files than are there now")

@@ -1,0 +1,140 @@
+"""The smallest memory limit under which a picture can still be drawn, on Linux.
+
+A control group of our own is given less and less memory, until the system kills the child for it,
+or the child has to read its mapped weights again and again and takes much too long. Making such a
+group needs rights that not every system grants.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from sdcompress.child import measure_in_child
+from sdcompress.errors import EvaluationError
+from sdcompress.evaluate.performance import child_job
+from sdcompress.evaluate.pictures import Variant
+from sdcompress.progress import Advance
+
+_ROOT = Path("/sys/fs/cgroup")
+_PATIENCE = 3.0  # times as long as without a limit
+_LEAST_SHARE = 0.1  # of the unlimited peak, where the search begins
+_TRIES = 6  # halvings of the range in between: 3 % of the peak is left
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A control group; the names of its files differ between versions 1 and 2."""
+
+    folder: Path
+    limit: str
+    swap: str
+    unlimited: str
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Limits memory, and forbids to swap instead where swap can be limited."""
+        swap, limit = self.folder / self.swap, self.folder / self.limit
+        together = "memsw" in self.swap  # memory and swap: never below memory alone
+        if together and swap.exists():
+            swap.write_text(self.unlimited, encoding="ascii")
+        limit.write_text(str(limit_bytes), encoding="ascii")
+        if swap.exists():
+            swap.write_text(str(limit_bytes if together else 0), encoding="ascii")
+
+    def take(self, pid: int) -> None:
+        """Moves a process into the group."""
+        (self.folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def least_memory_bytes(variant: Variant, prompt: str, peak_bytes: int, on_try: Advance) -> int:
+    """The smallest limit that suffices, to within 3 % of the unlimited peak.
+
+    Raises EvaluationError where the system lets nobody set a limit, or when the peak itself does
+    not suffice.
+    """
+    with _group() as group:
+        start = time.monotonic()
+        if not _draws(variant, prompt, group, 2 * peak_bytes, seconds=None):
+            raise EvaluationError(f"{variant.folder} draws nothing within {2 * peak_bytes} bytes")
+        patience = _PATIENCE * (time.monotonic() - start)
+        on_try(1, _TRIES + 1)
+        low, high = int(_LEAST_SHARE * peak_bytes), 2 * peak_bytes
+        for tried in range(_TRIES):
+            middle = (low + high) // 2
+            if _draws(variant, prompt, group, middle, patience):
+                high = middle
+            else:
+                low = middle
+            on_try(tried + 2, _TRIES + 1)
+    return high
+
+
+def _draws(
+    variant: Variant, prompt: str, group: _Group, limit_bytes: int, seconds: float | None
+) -> bool:
+    """Tells whether a child draws a picture with so much memory, and in so much time."""
+    group.set_limit(limit_bytes)
+
+    @contextmanager
+    def confined(pid: int) -> Iterator[None]:
+        group.take(pid)
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, psutil.Process(pid).kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    try:
+        measure_in_child(child_job(variant, prompt), confined)
+    except EvaluationError:
+        return False
+    return True
+
+
+@contextmanager
+def _group() -> Iterator[_Group]:
+    """A control group that is gone afterwards."""
+    reasons = []
+    for group in _places():
+        try:
+            group.folder.mkdir()
+        except OSError as error:
+            reasons.append(f"{group.folder.parent}: {error.strerror}")
+            continue
+        try:
+            if (group.folder / group.limit).exists():
+                yield group
+                return
+            reasons.append(f"{group.folder.parent} does not limit memory")
+        finally:
+            group.folder.rmdir()
+    raise EvaluationError(
+        "this system lets nobody here set a memory limit: "
+        + ("; ".join(reasons) or "it has no control groups")
+    )
+
+
+def _places() -> Iterator[_Group]:
+    """Groups that might be made: below or beside our own, in either version's hierarchy."""
+    own = Path("/proc/self/cgroup")
+    if not own.exists():
+        return
+    for line in own.read_text(encoding="ascii").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            place = _ROOT / "memory" / path.lstrip("/")
+            names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "-1")
+        elif not controllers:
+            place = _ROOT / path.lstrip("/")
+            names = ("memory.max", "memory.swap.max", "max")
+        else:
+            continue
+        for parent in dict.fromkeys((place, place.parent)):
+            if parent == _ROOT or _ROOT in parent.parents:
+                yield _Group(parent / f"sdcompress-{os.getpid()}", *names)

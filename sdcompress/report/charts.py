@@ -1,0 +1,194 @@
+"""Charts as SVG text that takes its colours from the page, so that they suit light and dark.
+
+matplotlib draws in marker colours, which are then replaced by CSS variables. Text stays text, so it
+can be read aloud, searched and copied.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _GRID = "#010203", "#010204"
+SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+BASELINE, COMPRESSED = SERIES[0], SERIES[1]
+_CSS = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
+}
+_PARTS = ("text_encoder", "unet", "vae_decoder", "other")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sdcompress",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def sqnr_chart(report: Mapping[str, Any]) -> str:
+    """SQNR by timestep: of the UNet's output and of the latents, with the precision's floors."""
+    quality = report["quality"]
+
+    def draw(axes: "Axes") -> None:
+        for key, name, colour in (
+            ("unet", "UNet output", SERIES[1]),
+            ("latents", "latents", SERIES[2]),
+        ):
+            for floor, style in (("", "-"), ("_floor", ":")):
+                values = quality[f"{key}_sqnr{floor}_db"]
+                if values:
+                    label = f"{name}, {'execution precision alone' if floor else 'compressed'}"
+                    axes.plot(
+                        [int(step) for step in values], list(values.values()), style,
+                        color=colour, marker=".", label=label,
+                    )  # fmt: skip
+        axes.invert_xaxis()
+        axes.set(xlabel="timestep (from noise to picture)", ylabel="SQNR in dB")
+        _legend_above(axes, 2)
+
+    return _svg("SQNR by timestep, higher is better", draw)
+
+
+def layers_chart(report: Mapping[str, Any]) -> str:
+    """SQNR of every layer's output in graph order, coloured by the layer's precision."""
+    layers = report["quality"]["layer_errors"]["layers"]
+    kinds = list(dict.fromkeys(layer["precision"] for layer in layers))
+
+    def draw(axes: "Axes") -> None:
+        for kind, colour in zip(kinds, SERIES * 2, strict=False):
+            points = [
+                (i, one["sqnr_db"]) for i, one in enumerate(layers) if one["precision"] == kind
+            ]
+            places, values = zip(*points, strict=True)
+            axes.scatter(places, values, s=14, color=colour, label=kind)
+        axes.set(xlabel="layer, from input to output", ylabel="SQNR in dB")
+        _legend_above(axes, 4)
+
+    return _svg("SQNR of the UNet's layers, by precision", draw)
+
+
+def latency_chart(report: Mapping[str, Any]) -> str:
+    """The seconds of a picture, split into text encoder, UNet, VAE decoder and the rest."""
+    sides = _sides(report)
+
+    def draw(axes: "Axes") -> None:
+        lefts = [0.0] * len(sides)
+        for part, colour in zip(_PARTS, SERIES[1:], strict=False):
+            seconds = [side["parts_seconds"][part] for side in sides.values()]
+            name = part.replace("_", " ")
+            axes.barh(list(sides), seconds, left=lefts, color=colour, label=name, height=0.5)
+            lefts = [left + one for left, one in zip(lefts, seconds, strict=True)]
+        axes.invert_yaxis()
+        axes.set(xlabel="seconds")
+        _legend_above(axes, 4)
+
+    return _svg("Seconds of one picture, by component", draw, height=2.4)
+
+
+def memory_chart(report: Mapping[str, Any]) -> str:
+    """Memory over time through load, warm-up and a picture; anonymous, and all of it."""
+    sides = _sides(report)
+
+    def draw(axes: "Axes") -> None:
+        for (name, side), colour in zip(sides.items(), (BASELINE, COMPRESSED), strict=True):
+            seconds = [one[0] for one in side["memory"]]
+            anonymous = [one[1] / 1e6 for one in side["memory"]]
+            whole = [(one[1] + one[2]) / 1e6 for one in side["memory"]]
+            axes.plot(seconds, whole, color=colour, label=f"{name}, with mapped files")
+            axes.plot(seconds, anonymous, ":", color=colour, label=f"{name}, anonymous")
+            axes.axvline(side["load_seconds"] + side["memory"][0][0], color=colour, lw=0.8, ls="--")
+        axes.set(xlabel="seconds since the process began (dashed: loaded)", ylabel="MB")
+        axes.set_ylim(bottom=0)
+        _legend_above(axes, 2)
+
+    return _svg("Memory of a process that loads, warms up and draws a picture", draw)
+
+
+def size_chart(report: Mapping[str, Any]) -> str:
+    """Bytes of the components' files on both sides."""
+    components = report["components"]
+
+    def draw(axes: "Axes") -> None:
+        places = range(len(components))
+        for offset, side, colour in (
+            (-0.2, "baseline", BASELINE),
+            (0.2, "compressed", COMPRESSED),
+        ):
+            sizes = [part[f"{side}_bytes"] / 1e6 for part in components.values()]
+            bars = axes.barh(
+                [one + offset for one in places], sizes, height=0.38, color=colour, label=side
+            )
+            axes.bar_label(bars, fmt=" %.1f", color=_INK)
+        axes.set_yticks(list(places), [name.replace("_", " ") for name in components])
+        axes.invert_yaxis()
+        axes.set(xlabel="MB")
+        _legend_above(axes, 2)
+
+    return _svg("Size of the components", draw, height=0.6 * len(components) + 1.2)
+
+
+def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, ylabel: str) -> str:
+    """Candidates by cost (x, lower is better) and quality (y); those on the front are joined."""
+
+    def draw(axes: "Axes") -> None:
+        front = sorted((x, y) for _, x, y, best in points if best)
+        if front:
+            axes.plot(*zip(*front, strict=True), color=SERIES[1], lw=1.2)
+        for name, x, y, best in points:
+            colour = SERIES[1] if best else SERIES[0]
+            axes.scatter([x], [y], color=colour, s=36)
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5))
+        axes.margins(0.18)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+
+    return _svg(f"{ylabel} against {xlabel}", draw)
+
+
+def _legend_above(axes: "Axes", columns: int) -> None:
+    """Where it covers no data."""
+    axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3)
+
+
+def _sides(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: report["performance"][name] for name in ("baseline", "compressed")}
+
+
+def _svg(title: str, draw: Callable[["Axes"], None], *, height: float = 3.4) -> str:
+    """Draws a chart and returns it as an element for an HTML page."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, height))
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for marker, colour in _CSS.items():
+        svg = svg.replace(marker, colour)
+    svg = _with_own_ids(svg, re.sub(r"\W+", "-", title.lower()))
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head = f'<svg role="img" aria-label="{escape(title)}"'
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg.replace("<svg", head, 1), count=2)
+
+
+def _with_own_ids(svg: str, prefix: str) -> str:
+    """Several charts on one page must not share the names of their parts."""
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    return svg.replace("url(#", f"url(#{prefix}-")

@@ -1,0 +1,137 @@
+"""Evaluation on its own: other prompts, other baselines, sequential looks; nothing drawn twice."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import quick_recipe
+
+from sdcompress.assessment import evaluate
+from sdcompress.cli import main
+from sdcompress.errors import BundleError, CalibrationError, QualityUndecided
+from sdcompress.progress import Advance, SilentProgress
+from sdcompress.workflow import quantize
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
+FEW = ("evaluate.prompts=4", "evaluate.sqnr_prompts=1", "evaluate.yardstick_prompts=2")
+
+
+class Drawn(SilentProgress):
+    """Remembers which sets of pictures were drawn, and how many were there before."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str, detail: str) -> Iterator[Advance]:
+        told: list[int] = []
+        yield lambda done, total: told.append(done)
+        if name == "draw":
+            self.kept[detail] = told[0] if told[0] > 1 else 0
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report/report.json").read_text(encoding="utf-8"))
+
+
+def test_a_second_candidate_does_not_draw_the_baseline_again(
+    build_folder: Path, bundle: Path
+) -> None:
+    first = report_of(bundle)
+    progress = Drawn()
+    run = quantize(quick_recipe("weights_int8"), build_folder / "other", progress=progress)
+    assert list(progress.kept) == ["compressed, 8 pictures"]  # neither baseline nor yardsticks
+    mine = report_of(run.output)
+    assert [s["scores"]["clip_score"]["baseline"] for s in mine["samples"]] == [
+        s["scores"]["clip_score"]["baseline"] for s in first["samples"]
+    ]
+
+
+def test_every_figure_has_its_yardsticks(bundle: Path) -> None:
+    quality = report_of(bundle)["quality"]
+    assert {"steps", "seed"} <= set(quality["yardsticks"]) <= {"bf16", "steps", "seed"}
+    for metric in quality["metrics"]:
+        # Four pictures are not all eight, and distances of sets depend on how many there are.
+        expected = set() if metric["kind"] == "set" else set(quality["yardsticks"])
+        assert set(metric["yardsticks"]) == expected, metric["name"]
+    by_name = {metric["name"]: metric for metric in quality["metrics"]}
+    ssim = by_name["ssim"]
+    # Another seed draws another picture.
+    assert ssim["yardsticks"]["seed"]["value"] < ssim["value"]
+    assert {"checker", "checker_colour", "checker_shape"} <= set(by_name)
+    assert by_name["checker_relation"]["samples"] < by_name["checker"]["samples"]
+    assert {one["name"] for one in quality["skipped"]} == {"FID", "LPIPS"}
+
+
+def test_more_prompts_draw_only_what_is_new(build_folder: Path, bundle: Path) -> None:
+    output = build_folder / "grown"
+    few = evaluate(bundle, output, overrides=FEW)
+    progress = Drawn()
+    evaluate(bundle, output, overrides=(*FEW, "evaluate.prompts=6"), progress=progress)
+    assert progress.kept["compressed, 6 pictures"] == 4
+    more = report_of(output)["samples"]
+    assert [s["prompt"] for s in more[:4]] == [s.prompt for s in few.evaluation.samples]
+
+
+def test_any_folder_is_judged_against_any_other(
+    build_folder: Path, bundle: Path, baseline: Path, tmp_path: Path
+) -> None:
+    """Without manifests, as optimum-cli leaves them."""
+    folders = []
+    for name, source in (("exported", baseline), ("quantized", bundle)):
+        folders.append(tmp_path / name)
+        shutil.copytree(
+            source, folders[-1], ignore=shutil.ignore_patterns("manifest.json", "report")
+        )
+    with pytest.raises(BundleError, match="--against FOLDER"):
+        evaluate(folders[1])
+    command = ["evaluate", str(folders[1]), "--against", str(folders[0]), "--recipe", "unet_int8"]
+    command += ["--prompts", "demo_evaluation", "--samples", "4", "--output", str(tmp_path / "out")]
+    for one in (*FEW[1:], "sampling.steps=8", "evaluate.timed_images=1", "budgets={ssim_min: 0.5}"):
+        command += ["--set", one]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    report = report_of(tmp_path / "out")
+    assert report["model"]["id"] == "exported"
+    assert report["components"]["unet"]["method"] == "as found"
+    by_prompt = {(s["prompt"], s["seed"]): s for s in report_of(bundle)["samples"]}
+    for sample in report["samples"]:
+        if (sample["prompt"], sample["seed"]) in by_prompt:
+            expected = by_prompt[sample["prompt"], sample["seed"]]["likeness"]["ssim"]
+            assert sample["likeness"]["ssim"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_prompts_it_was_calibrated_on_are_refused(bundle: Path, tmp_path: Path) -> None:
+    overrides = ("evaluate.prompt_set=demo", "evaluate.prompts=256", "evaluate.seed=0")
+    with pytest.raises(Exception, match="calibrat"):
+        evaluate(bundle, tmp_path / "x", overrides=overrides)
+    from sdcompress.prompts import prompt_file
+
+    copy = tmp_path / "copy.jsonl"
+    shutil.copyfile(prompt_file("demo"), copy)
+    overrides = (f"evaluate.prompt_set={copy}", "evaluate.prompts=256")
+    with pytest.raises(CalibrationError, match=r"evaluate\.allow_overlap=true"):
+        evaluate(bundle, tmp_path / "x", overrides=overrides)
+
+
+def test_too_few_pictures_leave_it_undecided(build_folder: Path, bundle: Path) -> None:
+    overrides = (*FEW, "budgets={clip_score_drop: 10}")
+    with pytest.raises(QualityUndecided, match=r"more pictures would decide|so close to the limit"):
+        evaluate(bundle, build_folder / "open", overrides=overrides)
+    assert QualityUndecided.exit_code == 4
+    assert report_of(build_folder / "open")["status"] == "undecided"
+
+
+def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bundle: Path) -> None:
+    overrides = (
+        "evaluate.prompts=80", "evaluate.sequential=true", "evaluate.yardstick_prompts=0",
+        "evaluate.sqnr_prompts=1", "budgets={clip_score_drop: 30}",
+    )  # fmt: skip
+    run = evaluate(bundle, build_folder / "sequential", overrides=overrides)
+    looks = run.evaluation.quality.looks
+    assert [look.outcome for look in looks] == ["undecided"] * (len(looks) - 1) + ["passed"]
+    assert len(run.evaluation.samples) == looks[-1].samples < 80
