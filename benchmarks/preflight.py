@@ -34,6 +34,7 @@ REDUCED = (
     "calibrate.prompts=2",
     "calibrate.samples=64",
     "evaluate.prompts=2",
+    "evaluate.yardstick_prompts=2",
     "evaluate.sqnr_prompts=1",
     "evaluate.timed_images=1",
     f"evaluate.scorer={CLIP_DIR.as_posix()}",

@@ -20,8 +20,8 @@ QUICK = (
     "calibrate.prompts=4",
     "calibrate.samples=32",
     "evaluate.prompts=8",
-    "evaluate.sqnr_prompts=2",
-    "evaluate.yardstick_prompts=4",
+    "evaluate.sqnr_prompts=1",
+    "evaluate.yardstick_prompts=2",
     "evaluate.timed_images=1",
     # Eight pictures prove nothing about a CLIP score; likeness and size they do show.
     "budgets={ssim_min: 0.5, unet_bytes_ratio: 0.5}",

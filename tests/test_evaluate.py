@@ -17,6 +17,7 @@ from sdcompress.evaluate.fid import features, fid
 from sdcompress.evaluate.image_pair import load_tensor
 from sdcompress.evaluate.layer_errors import measure_layers
 from sdcompress.evaluate.lpips import Lpips
+from sdcompress.evaluate.memory_limit import least_memory_bytes
 from sdcompress.evaluate.ms_ssim import ms_ssim, scales
 from sdcompress.evaluate.performance import measure_footprint, measure_performance, ratios, side_of
 from sdcompress.evaluate.pictures import Pictures, Shot, Variant, draw_pictures, picture_files
@@ -392,3 +393,19 @@ def test_processes_measured_before_are_told_at_once(bundle: Path, tmp_path: Path
     assert told == [(3, 4), (4, 4)]
     assert found.baseline == side_of([kept, kept])
     assert found.candidate.peak_rss_bytes.high > 10e6
+
+
+def test_the_smallest_memory_limit_lies_near_the_peak(bundle: Path) -> None:
+    one = variant(bundle, 2, None)
+    peak = int(measure_footprint(one, STAR.text).peak_rss_bytes)
+    told: list[tuple[int, int]] = []
+    try:
+        found = least_memory_bytes(
+            one, STAR.text, peak, lambda *numbers: told.append(numbers), tries=2
+        )
+    except EvaluationError as refusal:
+        assert "lets nobody here set a memory limit" in str(refusal)
+        pytest.skip(str(refusal))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    # Of 0.1 to 2 times the peak, a quarter is left; much less than the peak cannot suffice.
+    assert 0.55 * peak < found < 1.6 * peak

@@ -57,7 +57,7 @@ def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
     expected = estimate(recipe, SD21, SPEED)
     names = [one.name for one in expected.stages]
     compressions = ["compress", "ranges", "compress", "compress", "compress"]
-    assert names == ["convert", "calibrate", *compressions, "draw", "sqnr", "measure"]
+    assert names == ["convert", "calibrate", *compressions, "draw", "sqnr", "layers", "measure"]
     assert expected.seconds == pytest.approx(sum(one.seconds for one in expected.stages))
     assert expected.peak_rss_bytes == max(one.peak_rss_bytes for one in expected.stages)
     text = "\n".join(describe(expected))
@@ -69,7 +69,7 @@ def test_the_estimate_is_near_what_was_measured() -> None:
     """The run of benchmarks/preflight.py that docs/benchmarks.md shows: seconds, GB of memory."""
     reduced = (
         "sampling.steps=16", "calibrate.prompts=2", "calibrate.samples=64",
-        "evaluate.prompts=2", "evaluate.sqnr_prompts=1", "evaluate.timed_images=1",
+        "evaluate.prompts=2", "evaluate.yardstick_prompts=0", "evaluate.timed_images=1",
     )  # fmt: skip
     file = shipped_folder("recipes") / "sd21_base_int8.yaml"
     expected = estimate(load_recipe(file, reduced), SD21, Speed(f32=0.21e12, native=0.38e12))
@@ -79,7 +79,6 @@ def test_the_estimate_is_near_what_was_measured() -> None:
         "compress": (105, 4.02),
         "ranges": (155, 4.35),
         "draw": (305, 9.10),
-        "sqnr": (209, 7.96),
         "measure": (300, 9.09),
     }
     for name, (seconds, gigabytes) in measured.items():
@@ -100,7 +99,7 @@ def test_a_faster_machine_is_expected_to_take_less_time(recipe: Recipe) -> None:
 def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:
     whole = estimate(recipe, SD21, SPEED)
     rest = estimate(recipe, SD21, SPEED, {"convert", "calibrate", "ranges", "compress"})
-    assert {one.name for one in rest.stages} == {"draw", "sqnr", "measure"}
+    assert {one.name for one in rest.stages} == {"draw", "sqnr", "layers", "measure"}
     assert rest.disk_bytes < 0.4 * whole.disk_bytes
     assert estimate(recipe, SD21, SPEED, preflight.STAGES).disk_bytes == 0
 

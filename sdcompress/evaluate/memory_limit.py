@@ -51,26 +51,28 @@ class _Group:
         (self.folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
 
-def least_memory_bytes(variant: Variant, prompt: str, peak_bytes: int, on_try: Advance) -> int:
-    """The smallest limit that suffices, to within 3 % of the unlimited peak.
+def least_memory_bytes(
+    variant: Variant, prompt: str, peak_bytes: int, on_try: Advance, *, tries: int = _TRIES
+) -> int:
+    """The smallest limit that suffices, found by halving the range below twice the peak.
 
-    Raises EvaluationError where the system lets nobody set a limit, or when the peak itself does
-    not suffice.
+    Raises EvaluationError where the system lets nobody set a limit, or when twice the peak does not
+    suffice.
     """
     with _group() as group:
-        start = time.monotonic()
-        if not _draws(variant, prompt, group, 2 * peak_bytes, seconds=None):
-            raise EvaluationError(f"{variant.folder} draws nothing within {2 * peak_bytes} bytes")
-        patience = _PATIENCE * (time.monotonic() - start)
-        on_try(1, _TRIES + 1)
         low, high = int(_LEAST_SHARE * peak_bytes), 2 * peak_bytes
-        for tried in range(_TRIES):
+        start = time.monotonic()
+        if not _draws(variant, prompt, group, high, seconds=None):
+            raise EvaluationError(f"{variant.folder} draws nothing within {high} bytes")
+        patience = _PATIENCE * (time.monotonic() - start)
+        on_try(1, tries + 1)
+        for tried in range(tries):
             middle = (low + high) // 2
             if _draws(variant, prompt, group, middle, patience):
                 high = middle
             else:
                 low = middle
-            on_try(tried + 2, _TRIES + 1)
+            on_try(tried + 2, tries + 1)
     return high
 
 

@@ -141,12 +141,20 @@ def _rich(cell: Cell) -> str:
 
 
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
-    """The folders' names, with as many parents as it takes to tell them apart."""
+    """The folders' names, with as many parents as it takes to tell them apart.
+
+    A folder that is given twice has a number behind its name.
+    """
+    different = len(set(folders))
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = tuple("/".join(folder.parts[-depth:]) for folder in folders)
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"{folders[0]} is given more than once")
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == different:
+            break
+    earlier = [names[:index].count(name) for index, name in enumerate(names)]
+    return tuple(
+        f"{name} ({count + 1})" if count else name
+        for name, count in zip(names, earlier, strict=True)
+    )
 
 
 def _read(folder: Path) -> dict[str, Any]:

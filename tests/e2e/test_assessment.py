@@ -55,7 +55,7 @@ def test_every_figure_has_its_yardsticks(bundle: Path) -> None:
     quality = report_of(bundle)["quality"]
     assert {"steps", "seed"} <= set(quality["yardsticks"]) <= {"bf16", "steps", "seed"}
     for metric in quality["metrics"]:
-        # Four pictures are not all eight, and distances of sets depend on how many there are.
+        # Two pictures are not all eight, and distances of sets depend on how many there are.
         expected = set() if metric["kind"] == "set" else set(quality["yardsticks"])
         assert set(metric["yardsticks"]) == expected, metric["name"]
     by_name = {metric["name"]: metric for metric in quality["metrics"]}
