@@ -280,7 +280,7 @@ class Trial:
             scorer={file.name: sha256_of(file) for file in scorer},
             checker=chosen.checker,
             plugins=[[one.name, one.value, one.dist.version] for one in plugins if one.dist],
-            files=[sha256_of(one) for one in (chosen.fid_features, chosen.lpips) if one],
+            networks=[_hashes(one) for one in (chosen.fid_features, chosen.lpips) if one],
             tools={name: version(name) for name in ("torch", "torchmetrics", "transformers")},
         )
 
@@ -366,6 +366,12 @@ class Trial:
             int,
             lambda _, advance: least_memory_bytes(variant, prompt, peak, advance),
         )
+
+
+def _hashes(network: Path) -> list[str]:
+    """Of a network's file, and of the weights beside an IR."""
+    files = (network, network.with_suffix(".bin"))
+    return [sha256_of(file) for file in files if file.is_file()]
 
 
 def _yardsticks(ways: Mapping[str, Way]) -> list[str]:

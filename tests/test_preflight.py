@@ -159,8 +159,10 @@ def test_commands_refuse_with_exit_code_2(
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
     target = build_folder / "refused"
-    # What has been compressed before is not refused, so this is another calibration.
-    what = [str(bundle)] if command == "evaluate" else ["unet_int8", "--set", "calibrate.seed=99"]
+    # What has been done before is not refused, so this is another calibration, or other pictures.
+    what = ["unet_int8", "--set", "calibrate.seed=99"]
+    if command == "evaluate":
+        what = [str(bundle), "--set", "evaluate.seed=99"]
     result = CliRunner().invoke(main, [command, *what, "--output", str(target)])
     assert result.exit_code == 2
     assert "--ignore-preflight" in result.output
