@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -56,9 +55,7 @@ def _peak(command: list[str]) -> Counter[str]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
     watched = psutil.Process(process.pid)
-    done = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), done.set()), daemon=True).start()
-    while not done.is_set():
+    while process.poll() is None:
         now: Counter[str] = Counter()
         try:
             for one in (watched, *watched.children(recursive=True)):

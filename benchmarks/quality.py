@@ -8,6 +8,7 @@ same prompts by all of them beside the reports.
 
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sdcompress.progress import TerminalProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.report.comparison import compare
 from sdcompress.report.comparison_page import render_comparison
+from sdcompress.report.markdown import estimate, ratio
 from sdcompress.shipped import shipped_folder
 from sdcompress.workflow import quantize
 
@@ -54,7 +56,8 @@ _CELL, _LABEL, _GAP = 128, 100, 6
 def main() -> None:
     reports = {name: _report(name) for name in CANDIDATES}
     print(f"\n{platform.platform()}, {next(iter(reports.values()))['environment']['cpu']}\n")
-    _print_table(reports)
+    for row in _rows(reports):
+        print("| " + " | ".join(row) + " |")
     _print_agreement(reports)
     folders = [OUTPUT / name for name in CANDIDATES]
     page = OUTPUT / "comparison.html"
@@ -75,51 +78,31 @@ def _report(name: str) -> dict[str, Any]:
     return report
 
 
-def _print_table(reports: dict[str, dict[str, Any]]) -> None:
+def _rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """A header, and one row for each figure: of all candidates, then of the yardsticks."""
     first = next(iter(reports.values()))["quality"]
-    metrics = [one["name"] for one in first["metrics"]]
-    print(
-        "| metric | "
-        + " | ".join(reports)
-        + " | "
-        + " | ".join(first["yardsticks"].values())
-        + " |"
-    )
-    print("|---" * (len(reports) + len(first["yardsticks"]) + 1) + "|")
-    print("| verdict | " + " | ".join(one["status"] for one in reports.values()) + " |" + " |" * 3)
-    for name in metrics:
-        cells = [_text(_metric(report, name)) for report in reports.values()]
-        yard = [
-            _text(_metric({"quality": first}, name) | one)
-            for one in _metric({"quality": first}, name)["yardsticks"].values()
+    yardsticks = first["yardsticks"]
+    none = [""] * len(yardsticks)
+    yield ["figure", *reports, *yardsticks.values()]
+    yield ["---"] * (1 + len(reports) + len(yardsticks))
+    yield ["verdict", *(one["status"] for one in reports.values()), *none]
+    for metric in first["metrics"]:
+        found = [_metric(report, metric["name"]) for report in reports.values()]
+        yield [
+            metric["title"],
+            *(estimate(metric, one, interval=True) for one in found),
+            *(estimate(metric, metric["yardsticks"][name]) for name in yardsticks),
         ]
-        print(
-            f"| {_metric({'quality': first}, name)['title']} | " + " | ".join(cells + yard) + " |"
-        )
-    for key, title in (("unet_step_seconds", "step"), ("image_seconds", "picture")):
-        cells = [
-            f"x {report['performance']['ratios'][key]['median']:.2f}" for report in reports.values()
-        ]
-        print(
-            f"| time of a {title} | " + " | ".join(cells) + " |" + " |" * len(first["yardsticks"])
-        )
+    for key, title in (("unet_step_seconds", "time of a step"), ("image_seconds", "of a picture")):
+        yield [title, *(ratio(one["performance"], key) for one in reports.values()), *none]
     parts = [report["components"]["unet"] for report in reports.values()]
     sizes = [f"x {part['compressed_bytes'] / part['baseline_bytes']:.3f}" for part in parts]
-    print("| UNet bytes | " + " | ".join(sizes) + " |" + " |" * len(first["yardsticks"]))
+    yield ["UNet bytes", *sizes, *none]
 
 
 def _metric(report: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(one for one in report["quality"]["metrics"] if one["name"] == name)
     return found
-
-
-def _text(metric: dict[str, Any]) -> str:
-    sign = "+" if metric["kind"] == "picture" else ""
-    text = f"{metric['value']:{sign}.{metric['digits']}f}"
-    if metric["ci95"]:
-        low, high = metric["ci95"]
-        text += f" ({low:{sign}.{metric['digits']}f} to {high:{sign}.{metric['digits']}f})"
-    return text
 
 
 def _print_agreement(reports: dict[str, dict[str, Any]]) -> None:

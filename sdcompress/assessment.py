@@ -1,7 +1,7 @@
 """Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 from sdcompress.bundle import publish
 from sdcompress.errors import BundleError, CalibrationError, InputError
 from sdcompress.evaluate.records import ComponentSize
-from sdcompress.ir import IR_NAME, PARTS, ir_bytes, pipeline_bytes
+from sdcompress.identity import BASELINE, COMPRESSED, hash_pipeline, key_of_files
+from sdcompress.ir import IR_NAME, ir_bytes, pipeline_bytes
 from sdcompress.judging import find_judging
 from sdcompress.line import Material, find_material, run_apart
 from sdcompress.opening import look_ahead, opened_store, output_folder, production_line
@@ -19,20 +20,26 @@ from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import COMPONENTS, Recipe, parse_recipe
 from sdcompress.runtime import (
     Manifest,
-    hash_files,
     read_manifest,
     require_device,
     require_scheduler,
-    verify,
 )
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
-from sdcompress.store import key_of
-from sdcompress.trial import BASELINE, COMPRESSED, LONG_STAGES, Trial
+from sdcompress.runtime.manifest import require_whole
+from sdcompress.trial import LONG_STAGES, Trial
 from sdcompress.verdict import Run, reach_verdict, require_passed
 
 # What a folder without a manifest is judged by, unless a recipe says otherwise.
 _USUAL = {"compress": {}, "budgets": {"clip_score_drop": 0.5}}
 _MAKING = ("compress", "convert", "calibrate")
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """A folder to judge. It has no manifest where another tool wrote it."""
+
+    folder: Path
+    manifest: Manifest | None
 
 
 def evaluate(
@@ -63,123 +70,124 @@ def evaluate(
         raise InputError(
             f"--set {made_by[0]}: the bundle is made; its evaluation cannot change how"
         )
-    _require_intact(folder)
-    chosen = _how(folder, recipe, overrides)
+    judged = _opened(folder)
+    chosen = _how(judged, recipe, overrides)
     target = output_folder(chosen, output or folder.with_name(f"{folder.name}-evaluation"))
     shown = progress or SilentProgress()
     if against is None:
-        run = _against_own(folder, chosen, target, fresh, ignore_preflight, shown)
+        run = _against_own(judged, chosen, target, fresh, ignore_preflight, shown)
     else:
-        run = _against_other(folder, Path(against).resolve(), chosen, target, fresh, shown)
+        other = _opened(Path(against).resolve())
+        run = _against_other(judged, other, chosen, target, fresh, shown)
     require_passed(run)
     return run
 
 
-def _how(folder: Path, recipe: Recipe | None, overrides: tuple[str, ...]) -> Recipe:
+def _opened(folder: Path) -> _Pipeline:
+    """Raises BundleError for a bundle whose files are not those of its manifest."""
+    if not (folder / MANIFEST).is_file():
+        return _Pipeline(folder, None)
+    require_whole(folder)
+    return _Pipeline(folder, read_manifest(folder))
+
+
+def _how(judged: _Pipeline, recipe: Recipe | None, overrides: tuple[str, ...]) -> Recipe:
     """The recipe that says how to evaluate."""
+    folder = judged.folder
     if recipe is not None:
         return parse_recipe(Path(recipe.name), recipe.as_dict(), overrides)
-    if (folder / MANIFEST).is_file():
-        return parse_recipe(folder / MANIFEST, read_manifest(folder).recipe, overrides)
+    if judged.manifest:
+        return parse_recipe(folder / MANIFEST, judged.manifest.recipe, overrides)
     usual = {"schema": 1, "name": folder.name, "model": str(folder), **_USUAL}
     return parse_recipe(folder, usual, overrides)
 
 
 def _against_own(
-    folder: Path,
+    judged: _Pipeline,
     recipe: Recipe,
     target: Path,
     fresh: bool,
     ignore_preflight: bool,
     progress: Progress,
 ) -> Run:
-    if not (folder / MANIFEST).is_file():
+    folder, manifest = judged.folder, judged.manifest
+    if manifest is None:
         raise BundleError(
             f"{folder} has no manifest that names the model it was made from; say what to compare "
             "it with: --against FOLDER"
         )
-    manifest = read_manifest(folder)
     recipe = _pinned(recipe, manifest)
     material = find_material(recipe, progress, calibrates=False)
     _require_same_model(material, manifest.model, folder)
-    judging = find_judging(recipe, _calibrated_on(folder, progress))
+    judging = find_judging(recipe, _calibrated_on(judged, progress))
     with production_line(recipe, target, material, progress, fresh=fresh) as line:
         result = line.store.scratch / "result"
         result.mkdir()
-        keys = {BASELINE: line.converted_key, COMPRESSED: _key_of_files(folder)}
-        trial = Trial(recipe, line.store, progress, line.run, judging, keys)
+        candidate = {COMPRESSED: _key(judged)}
+        trial = Trial(recipe, line.store, progress, line.run, judging, line.keys() | candidate)
         wanted = {"convert", *LONG_STAGES} - line.finished() - trial.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
         folders = {BASELINE: line.converted, COMPRESSED: folder}
+        trial = replace(trial, keys=line.keys() | candidate)
         sizes = _sizes(folders, recipe)
-        judged = reach_verdict(trial, folders, sizes, line.model_record(), result, target)
+        run = reach_verdict(trial, folders, sizes, line.model_record(), result, target)
         publish(result, target)
-    return replace(judged, bundle=None)
+    return replace(run, bundle=None)
 
 
 def _against_other(
-    folder: Path, other: Path, recipe: Recipe, target: Path, fresh: bool, progress: Progress
+    judged: _Pipeline,
+    other: _Pipeline,
+    recipe: Recipe,
+    target: Path,
+    fresh: bool,
+    progress: Progress,
 ) -> Run:
     """Both sides are folders as they are. Neither is traced back to a model."""
-    _require_intact(other)
     require_device(recipe.device)
-    require_scheduler(other, recipe.sampling.scheduler)
-    require_scheduler(folder, recipe.sampling.scheduler)
-    judging = find_judging(recipe, _calibrated_on(folder, progress))
+    for side in (other, judged):
+        require_scheduler(side.folder, recipe.sampling.scheduler)
+    judging = find_judging(recipe, _calibrated_on(judged, progress))
     with opened_store(target, fresh=fresh) as store:
         result = store.scratch / "result"
         result.mkdir()
-        keys = {BASELINE: _key_of_files(other), COMPRESSED: _key_of_files(folder)}
-        apart = partial(run_apart, pipeline_bytes(other))
+        keys = {BASELINE: _key(other), COMPRESSED: _key(judged)}
+        apart = partial(run_apart, pipeline_bytes(other.folder))
         trial = Trial(recipe, store, progress, apart, judging, keys)
-        folders = {BASELINE: other, COMPRESSED: folder}
+        folders = {BASELINE: other.folder, COMPRESSED: judged.folder}
         model: dict[str, Any] = {
-            "id": other.name,
+            "id": other.folder.name,
             "revision": f"sha256:{keys[BASELINE]}",
             "variant": None,
             "notice": None,
             "loras": [],
         }
-        judged = reach_verdict(trial, folders, _sizes(folders, None), model, result, target)
+        run = reach_verdict(trial, folders, _sizes(folders, None), model, result, target)
         publish(result, target)
-    return replace(judged, bundle=None)
+    return replace(run, bundle=None)
 
 
-def _require_intact(folder: Path) -> None:
-    """Raises BundleError for a bundle whose files are not those of its manifest."""
-    if not (folder / MANIFEST).is_file():
-        return
-    problems = verify(folder)
-    if problems:
-        raise BundleError(f"{folder} is not intact: " + "; ".join(problems[:5]))
-
-
-def _calibrated_on(folder: Path, progress: Progress) -> tuple[Prompt, ...]:
+def _calibrated_on(judged: _Pipeline, progress: Progress) -> tuple[Prompt, ...]:
     """The prompts a bundle was calibrated on, as far as that can be known."""
-    if not (folder / MANIFEST).is_file():
-        progress.notice(f"{folder.name} does not tell which prompts it was calibrated on")
+    name = judged.folder.name
+    if judged.manifest is None:
+        progress.notice(f"{name} does not tell which prompts it was calibrated on")
         return ()
-    made = parse_recipe(folder / MANIFEST, read_manifest(folder).recipe)
+    made = parse_recipe(judged.folder / MANIFEST, judged.manifest.recipe)
     if not made.compress.needs_calibration:
         return ()
     chosen = made.calibrate
     try:
         return load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
     except CalibrationError as fault:
-        progress.notice(f"{folder.name}: prompts it was calibrated on cannot be compared: {fault}")
+        progress.notice(f"{name}: prompts it was calibrated on cannot be compared: {fault}")
         return ()
 
 
-def _key_of_files(folder: Path) -> str:
-    """The same for the same model files, wherever they lie."""
-    if (folder / MANIFEST).is_file():
-        records = read_manifest(folder).files
-    else:
-        paths = (path for part in PARTS for path in (folder / part, *(folder / part).rglob("*")))
-        names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-        records = hash_files(folder, sorted(names))
-    drawing = {name: one.sha256 for name, one in records.items() if name.split("/")[0] in PARTS}
-    return key_of(files=drawing)
+def _key(pipeline: _Pipeline) -> str:
+    if pipeline.manifest is None:
+        return key_of_files(hash_pipeline(pipeline.folder))
+    return key_of_files({name: one.sha256 for name, one in pipeline.manifest.files.items()})
 
 
 def _sizes(folders: Mapping[str, Path], recipe: Recipe | None) -> dict[str, ComponentSize]:

@@ -13,15 +13,15 @@ from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import SIGNATURE
 
 REPORT = "report"
-_SHARED = ("model_index.json", "scheduler", "tokenizer")
+SHARED = ("model_index.json", "scheduler", "tokenizer")
 _TOOLS = ("sdcompress", "openvino", "nncf", "optimum-intel", "diffusers", "transformers", "torch")
 
 
 def assemble(baseline: Path, components: Mapping[str, Path], folder: Path) -> None:
     """Copies the baseline's tokenizer and scheduler and the compressed components to `folder`."""
     folder.mkdir(parents=True)
-    shutil.copyfile(baseline / _SHARED[0], folder / _SHARED[0])
-    for name in _SHARED[1:]:
+    shutil.copyfile(baseline / SHARED[0], folder / SHARED[0])
+    for name in SHARED[1:]:
         shutil.copytree(baseline / name, folder / name)
     for component, source in components.items():
         target = folder / component

@@ -29,10 +29,15 @@ def xml_bytes(xml: Path) -> int:
     return xml.stat().st_size + xml.with_suffix(".bin").stat().st_size
 
 
-def pipeline_bytes(folder: Path) -> int:
-    """Returns the bytes of all that drawing needs; a report beside it does not count."""
+def pipeline_files(folder: Path) -> Iterator[Path]:
+    """All that drawing needs; a report beside it does not count."""
     files = (file for part in PARTS for file in (folder / part, *(folder / part).rglob("*")))
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return (file for file in files if file.is_file())
+
+
+def pipeline_bytes(folder: Path) -> int:
+    """Returns the bytes of all that drawing needs."""
+    return sum(file.stat().st_size for file in pipeline_files(folder))
 
 
 @contextmanager

@@ -17,9 +17,17 @@ from sdcompress.activations import (
     collect,
     require_executable,
 )
+from sdcompress.bundle import SHARED
 from sdcompress.calibrate import ModelInputs, calibrate
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
+from sdcompress.identity import (
+    BASELINE,
+    COMPRESSED,
+    keep_hashes,
+    kept_hashes,
+    key_of_files,
+)
 from sdcompress.ir import IR_NAME
 from sdcompress.isolation import run_isolated
 from sdcompress.processor import executes_bf16, has_vnni
@@ -132,6 +140,7 @@ class Line:
 
         def build(folder: Path, advance: Advance) -> None:
             self.run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
+            keep_hashes(folder)
 
         return self.store.stage(
             self.progress, "convert", self.converted_key, f"{self.source.id} to OpenVINO IR", build
@@ -240,6 +249,21 @@ class Line:
             tools={name: version(name) for name in ("nncf", "openvino")},
         )
 
+    def keys(self) -> dict[str, str]:
+        """The keys of baseline and candidate by their files; of what is made, without making it."""
+        converted = self.store.find("convert", self.converted_key)
+        if converted is None:
+            return {}
+        hashes = kept_hashes(converted)
+        keys = {BASELINE: key_of_files(hashes)}
+        parts = [self.store.find("compress", self.compressed_key(one)) for one in COMPONENTS]
+        candidate = {name: one for name, one in hashes.items() if name.split("/")[0] in SHARED}
+        for folder in parts:
+            if folder is None:
+                return keys
+            candidate |= kept_hashes(folder)
+        return keys | {COMPRESSED: key_of_files(candidate)}
+
     def compressed(self) -> dict[str, CompressedIR]:
         """The compressed IR of each component."""
         return {component: self._compressed(component) for component in COMPONENTS}
@@ -285,5 +309,6 @@ class Line:
             write_record(
                 folder / "record.json", CompressedIR, replace(record, folder=Path(component))
             )
+            keep_hashes(folder)
 
         return self.store.stage(self.progress, "compress", key, detail, build)

@@ -148,7 +148,12 @@ class Store:
 
     def has(self, name: str, key: str) -> bool:
         """Tells whether `stage` would return at once."""
-        return self._is_finished(self.folder / f"{name}-{key}")
+        return self.find(name, key) is not None
+
+    def find(self, name: str, key: str) -> Path | None:
+        """The folder of a finished stage; None while there is none."""
+        entry = self.folder / f"{name}-{key}"
+        return entry if self._is_finished(entry) else None
 
     def _is_finished(self, entry: Path) -> bool:
         return entry.is_dir() and (not self.fresh or entry in self.built)

@@ -40,6 +40,7 @@ from sdcompress.evaluate.records import (
 )
 from sdcompress.evaluate.scoring import Exhibit, score_pictures
 from sdcompress.evaluate.sqnr import measure_sqnr
+from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.judging import Judging
 from sdcompress.processor import executes_bf16, processor_brand, processor_flags
 from sdcompress.progress import Advance, Progress
@@ -50,7 +51,6 @@ from sdcompress.store import Store, key_of, read_record
 
 SAMPLES = "samples"
 LONG_STAGES = ("draw", "sqnr", "layers", "measure")
-BASELINE, COMPRESSED = "baseline", "compressed"
 Folders = Mapping[str, Path]  # of both sides' pipelines
 _FEWER_STEPS = 5
 _OTHER_SEED = 1_000_003  # further than any evaluation counts
@@ -75,8 +75,8 @@ class Way:
 class Trial:
     """Baseline against candidate, on the evaluation section of a recipe.
 
-    `keys` are hashes of what the two sides were made from. `run` calls a function with its
-    arguments and `on_progress`, for a large model in a process of its own.
+    `keys` name the two sides by their files, as far as those are made. `run` calls a function with
+    its arguments and `on_progress`, for a large model in a process of its own.
     """
 
     recipe: Recipe
@@ -142,6 +142,8 @@ class Trial:
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
+        if len(self.keys) < 2:
+            return set()
         ways = self.ways(len(self._shots))
         done = {
             "draw": all(
@@ -186,10 +188,12 @@ class Trial:
     def _results(
         self, ways: Mapping[str, Way], seen: Mapping[str, Seen], likeness: Mapping[str, Likeness]
     ) -> tuple[MetricResult, ...]:
+        instruments = self.judging.instruments
+        picture_metrics = instruments.picture_metrics()
         found = {}
         for name, likes in likeness.items():
-            count = len(ways[name].shots)
-            told = changes(self.judging.instruments, seen[BASELINE].first(count), seen[name], likes)
+            baseline = seen[BASELINE].first(len(ways[name].shots))
+            told = changes(instruments, picture_metrics, baseline, seen[name], likes)
             found[name] = {metric.name: (metric, change) for metric, change in told}
         whole = len(ways[BASELINE].shots)
         return tuple(
@@ -284,6 +288,10 @@ class Trial:
             tools={name: version(name) for name in ("torch", "torchmetrics", "transformers")},
         )
 
+    def _sides(self, ways: Mapping[str, Way], folders: Folders) -> tuple[Variant, Variant]:
+        device = self.recipe.device
+        return ways[BASELINE].variant(folders, device), ways[COMPRESSED].variant(folders, device)
+
     def _sqnr_shots(self, ways: Mapping[str, Way]) -> tuple[Shot, ...]:
         return ways[BASELINE].shots[: self.recipe.evaluate.sqnr_prompts]
 
@@ -292,7 +300,6 @@ class Trial:
         return self._key(BASELINE, COMPRESSED, shots=shots, settings=asdict(self._settings))
 
     def _sqnr(self, ways: Mapping[str, Way], folders: Folders) -> Sqnr:
-        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
         shots = self._sqnr_shots(ways)
         return self.store.record(
             self.progress,
@@ -301,7 +308,7 @@ class Trial:
             f"error by timestep over {len(shots)} prompts",
             Sqnr,
             lambda folder, advance: self.run(
-                measure_sqnr, *sides, shots, folder, on_progress=advance
+                measure_sqnr, *self._sides(ways, folders), shots, folder, on_progress=advance
             ),
             resumable=True,
         )
@@ -311,7 +318,6 @@ class Trial:
         return self._key(BASELINE, COMPRESSED, shot=shot, settings=settings)
 
     def _layer_errors(self, ways: Mapping[str, Way], folders: Folders) -> LayerErrors:
-        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
         shot = ways[BASELINE].shots[0]
         return self.store.record(
             self.progress,
@@ -320,7 +326,7 @@ class Trial:
             "error of the UNet's layers",
             LayerErrors,
             lambda folder, advance: self.run(
-                measure_layers, *sides, shot, folder, on_progress=advance
+                measure_layers, *self._sides(ways, folders), shot, folder, on_progress=advance
             ),
         )
 
@@ -330,7 +336,6 @@ class Trial:
         return self._key(BASELINE, COMPRESSED, prompt=prompt, settings=settings, turns=turns)
 
     def _performance(self, ways: Mapping[str, Way], folders: Folders) -> Performance:
-        sides = [ways[side].variant(folders, self.recipe.device) for side in (BASELINE, COMPRESSED)]
         turns = self.recipe.evaluate.timed_images
         prompt = ways[BASELINE].shots[0].prompt.text
         measured = self.store.record(
@@ -340,7 +345,7 @@ class Trial:
             "time and memory, sides in turn",
             Performance,
             lambda folder, advance: measure_performance(
-                sides[0], sides[1], prompt, turns, folder, advance
+                *self._sides(ways, folders), prompt, turns, folder, advance
             ),
             resumable=True,
         )

@@ -10,10 +10,11 @@ from sdcompress.bundle import REPORT
 from sdcompress.errors import QualityGateFailed, QualityUndecided
 from sdcompress.evaluate.records import BudgetResult, ComponentSize, Evaluation
 from sdcompress.gate import judge, status_of
+from sdcompress.identity import COMPRESSED
 from sdcompress.ir import IR_NAME
 from sdcompress.precision import layers_of
 from sdcompress.report import write_report
-from sdcompress.trial import COMPRESSED, Folders, Trial
+from sdcompress.trial import Folders, Trial
 
 
 @dataclass(frozen=True)

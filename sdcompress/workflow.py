@@ -8,6 +8,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,16 +18,16 @@ from sdcompress.compress import CompressedIR
 from sdcompress.convert import convert as convert_model
 from sdcompress.errors import InputError
 from sdcompress.evaluate.records import ComponentSize
+from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.ir import ir_bytes
 from sdcompress.judging import find_judging
 from sdcompress.line import find_material, run_apart
 from sdcompress.opening import look_ahead, output_folder, production_line
 from sdcompress.preflight import STAGES
 from sdcompress.progress import Progress, SilentProgress
-from sdcompress.recipe import COMPONENTS, Convert, Recipe
+from sdcompress.recipe import Convert, Recipe
 from sdcompress.source import locate
-from sdcompress.store import key_of
-from sdcompress.trial import BASELINE, COMPRESSED, Trial
+from sdcompress.trial import Trial
 from sdcompress.verdict import Run, quality_summary, reach_verdict, require_passed
 
 
@@ -52,15 +53,14 @@ def quantize(
     judging = find_judging(recipe, material.calibration_prompts)
     with production_line(recipe, target, material, shown, fresh=fresh) as line:
         result = line.store.scratch / "result"
-        candidate_key = key_of(recipe_keys=[line.compressed_key(c) for c in COMPONENTS])
-        keys = {BASELINE: line.converted_key, COMPRESSED: candidate_key}
-        trial = Trial(recipe, line.store, shown, line.run, judging, keys)
+        trial = Trial(recipe, line.store, shown, line.run, judging, line.keys())
         wanted = set(STAGES) - line.finished() - trial.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
         sizes = _sizes(line.converted, compressed)
         folders = {BASELINE: line.converted, COMPRESSED: result}
+        trial = replace(trial, keys=line.keys())
         run = reach_verdict(trial, folders, sizes, line.model_record(), result, target)
         with shown.stage("bundle", str(output or target)) as advance:
             if run.passed:

@@ -14,12 +14,12 @@ from sdcompress.evaluate.clip_score import Clip, ClipScorer, locate_scorer
 from sdcompress.evaluate.clip_similarity import clip_similarities
 from sdcompress.evaluate.cmmd import cmmd
 from sdcompress.evaluate.fid import features, fid
-from sdcompress.evaluate.image_pair import load_tensor
 from sdcompress.evaluate.layer_errors import measure_layers
 from sdcompress.evaluate.lpips import Lpips
 from sdcompress.evaluate.memory_limit import least_memory_bytes
 from sdcompress.evaluate.ms_ssim import ms_ssim, scales
 from sdcompress.evaluate.performance import measure_footprint, measure_performance, ratios, side_of
+from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.evaluate.pictures import Pictures, Shot, Variant, draw_pictures, picture_files
 from sdcompress.evaluate.psnr import PSNR_CEILING_DB, psnr_db
 from sdcompress.evaluate.records import Footprint, MemorySample

@@ -98,6 +98,8 @@ def test_markdown_shows_the_same_figures(report: Any, bundle: Path) -> None:
     assert f"| {clip['baseline']:.2f} | {clip['compressed']:.2f} |" in text
     for budget in report["budgets"]:
         assert f"| {budget['name']} |" in text
+    for span in ("It is from 0 to 100", "It is from -1 to 1", "It is 0 or more"):
+        assert span in text
 
 
 def test_the_grid_shows_the_pairs(bundle: Path) -> None:
@@ -158,7 +160,7 @@ def test_candidates_are_paired_picture_by_picture(bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "value", "what", "marked", "fair"),
     [
-        (("quality", "clip_score", "scorer"), "another", "CLIP scorers", "SSIM, mean", "load s"),
+        (("quality", "clip_score", "scorer"), "another", "CLIP scorers", "CMMD", "SSIM, mean"),
         (("recipe", "sampling", "steps"), 3, "sampling settings", "load s", "UNet MB"),
         (("samples", 0, "seed"), 999, "prompts or seeds", "CLIP score", "load s"),
         (("environment", "cpu"), "another", "processors", "picture s", "CLIP score"),
@@ -179,6 +181,17 @@ def test_what_cannot_be_compared_is_marked(
     assert [cell.comparable for cell in cells[marked]] == [True, False]
     assert [cell.comparable for cell in cells[fair]] == [True, True]
     assert all("other" not in names for name, names in best(comparison).items() if name == marked)
+
+
+def test_pairs_that_both_reports_have_are_compared_among_others(
+    bundle: Path, tmp_path: Path
+) -> None:
+    def other(report: Any) -> None:
+        report["samples"][0]["seed"] = 999
+
+    comparison = compare([bundle, changed(bundle, tmp_path / "other", other)])
+    (ssim,) = [one for one in comparison.differences if one.metric == "SSIM"]
+    assert (ssim.samples, ssim.mean) == (7, 0)
 
 
 def test_the_front_has_those_that_nothing_beats(bundle: Path, tmp_path: Path) -> None:

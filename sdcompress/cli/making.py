@@ -163,18 +163,19 @@ def compare(folders: tuple[Path, ...], html: Path | None, form: str | None) -> N
     Differences between the compressed models are paired where prompts and seeds match. What cannot
     be compared (other prompts, settings, scorer, machine) is marked, with the reason.
     """
-    from sdcompress.report import comparison as table
+    from sdcompress.report import comparison_text as text
+    from sdcompress.report.comparison import compare as compare_reports
     from sdcompress.report.comparison_page import render_comparison
 
-    found = table.compare(folders)
+    found = compare_reports(folders)
     if html:
         html.write_text(render_comparison(found), encoding="utf-8")
     if form == "csv":
-        click.echo(table.as_csv(found), nl=False)
+        click.echo(text.as_csv(found), nl=False)
     elif form == "json":
-        click.echo(table.as_json(found), nl=False)
+        click.echo(text.as_json(found), nl=False)
     else:
-        table.render(found)
+        text.render(found)
 
 
 @click.command()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.metrics import Metric
+from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.quiet import quiet_libraries
 
 Array = np.ndarray[Any, Any]
@@ -107,10 +107,8 @@ class Clip:
         scores = np.empty(len(files))
         self._features.embeddings.clear()
         for index, (file, prompt) in enumerate(zip(files, prompts, strict=True)):
-            with Image.open(file) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
             with torch.inference_mode():
-                self._score.update(pixels, prompt)
+                self._score.update(load_tensor(file)[0].byte(), prompt)
                 scores[index] = float(self._score.compute())
             self._score.reset()
             on_picture()

@@ -28,11 +28,12 @@ def metric(scorer: str) -> Metric:
 
 def clip_similarities(baseline: Array, candidate: Array) -> Array:
     """Cosines of embeddings float [n, d] with those of the other side, float64 [n]."""
-    before, after = (_unit(np.asarray(one, np.float64)) for one in (baseline, candidate))
-    cosines: Array = np.clip((before * after).sum(-1), -1.0, 1.0)
+    cosines: Array = np.clip((unit(baseline) * unit(candidate)).sum(-1), -1.0, 1.0)
     return cosines
 
 
-def _unit(vectors: Array) -> Array:
-    lengths: Array = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / lengths
+def unit(vectors: Array) -> Array:
+    """Vectors float [n, d] scaled to length 1, in float64."""
+    exact = np.asarray(vectors, np.float64)
+    scaled: Array = exact / np.linalg.norm(exact, axis=-1, keepdims=True)
+    return scaled

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sdcompress.evaluate.clip_similarity import unit
 from sdcompress.evaluate.metrics import Metric
 
 Array = np.ndarray[Any, Any]
@@ -37,10 +38,7 @@ def metric(scorer: str) -> Metric:
 
 def cmmd(baseline: Array, candidate: Array) -> float:
     """The distance of two sets of CLIP embeddings, float [n, d] each."""
-    before, after = (
-        one / np.linalg.norm(one, axis=-1, keepdims=True)
-        for one in (np.asarray(baseline, np.float64), np.asarray(candidate, np.float64))
-    )
+    before, after = unit(baseline), unit(candidate)
     within = _kernel(before, before).mean() + _kernel(after, after).mean()
     # Rounding may put equal sets a hair below zero.
     return max(0.0, float(_SCALE * (within - 2 * _kernel(before, after).mean())))

@@ -1,16 +1,16 @@
 """Compares the pictures of two variants by every metric."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdcompress.evaluate import clip_similarity, cmmd, fid, lpips, ms_ssim, psnr, ssim
-from sdcompress.evaluate.image_pair import load_tensor
 from sdcompress.evaluate.looking import Instruments, Seen
 from sdcompress.evaluate.metrics import Metric
+from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.evaluate.records import Change, Estimate, Skipped
 from sdcompress.evaluate.statistics import mean_interval
 
@@ -55,18 +55,26 @@ def compare_pixels(
 
 
 def changes(
-    instruments: Instruments, baseline: Seen, candidate: Seen, likeness: Likeness
+    instruments: Instruments,
+    picture_metrics: Sequence[Metric],
+    baseline: Seen,
+    candidate: Seen,
+    likeness: Likeness,
 ) -> Iterator[tuple[Metric, Change]]:
-    """Every metric's word on the difference of two sets of pictures, of the same shots each."""
-    for metric in instruments.picture_metrics():
+    """Every metric's word on the difference of two sets of pictures, of the same shots each.
+
+    `picture_metrics` are those of the instruments, which load plug-ins to tell them.
+    """
+    for metric in picture_metrics:
         found = _of_pictures(metric, baseline, candidate)
         if found:
             yield metric, found
     name = instruments.scorer.made_by
     similar = clip_similarity.clip_similarities(baseline.embeddings, candidate.embeddings)
-    yield _of_pairs(clip_similarity.metric(name), similar)
-    for metric in pixel_metrics(instruments):
-        yield _of_pairs(metric, np.array(likeness.values[metric.name]))
+    alike = {clip_similarity.metric(name): similar}
+    alike |= {one: np.array(likeness.values[one.name]) for one in pixel_metrics(instruments)}
+    for metric, values in alike.items():
+        yield metric, _mean_change(metric, values)
     count = len(baseline.embeddings)
     distance = cmmd.cmmd(baseline.embeddings, candidate.embeddings)
     yield cmmd.metric(name), Change(Estimate(distance), count)
@@ -96,20 +104,15 @@ def _of_pictures(metric: Metric, baseline: Seen, candidate: Seen) -> Change | No
     before, after = before[stated], after[stated]
     if len(before) < 2:
         return None
-    differences = after - before
-    interval = mean_interval(differences)
-    worst = differences.min() if metric.better == "higher" else differences.max()
-    return Change(
-        Estimate(interval.mean, interval.low, interval.high),
-        len(differences),
+    return replace(
+        _mean_change(metric, after - before),
         baseline=float(before.mean()),
         candidate=float(after.mean()),
-        worst=float(worst),
     )
 
 
-def _of_pairs(metric: Metric, values: Array) -> tuple[Metric, Change]:
+def _mean_change(metric: Metric, values: Array) -> Change:
     interval = mean_interval(values)
     worst = values.min() if metric.better == "higher" else values.max()
     estimate = Estimate(interval.mean, interval.low, interval.high)
-    return metric, Change(estimate, len(values), worst=float(worst))
+    return Change(estimate, len(values), worst=float(worst))

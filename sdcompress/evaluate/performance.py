@@ -6,26 +6,26 @@ anonymous memory does not.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdcompress.child import measure_in_child
 from sdcompress.evaluate.pictures import Variant
-from sdcompress.evaluate.records import Footprint, MemorySample, Performance, Side, Spread
+from sdcompress.evaluate.records import (
+    TURN_FIGURES,
+    Footprint,
+    MemorySample,
+    Performance,
+    Side,
+    Spread,
+)
 from sdcompress.ir import pipeline_bytes
 from sdcompress.memory import MemoryWatch
 from sdcompress.progress import Advance
 from sdcompress.store import read_record, write_record
 
-_RATIOS: dict[str, Callable[[Footprint], float]] = {
-    "load_seconds": lambda one: one.load_seconds,
-    "unet_step_seconds": lambda one: one.unet_step_seconds,
-    "image_seconds": lambda one: one.image_seconds,
-    "peak_rss_bytes": lambda one: one.peak_rss_bytes,
-    "peak_anonymous_bytes": lambda one: one.peak_anonymous_bytes,
-}
 _KEPT_SAMPLES = 300  # of memory over time, enough for a plot
 
 
@@ -102,18 +102,15 @@ def child_job(variant: Variant, prompt: str) -> dict[str, Any]:
 def side_of(turns: Sequence[Footprint]) -> Side:
     """Puts the turns of one side together."""
     highest = max(turns, key=lambda one: one.peak_rss_bytes)
+    spreads: dict[str, Any] = {
+        name: spread([getattr(one, name) for one in turns]) for name in TURN_FIGURES
+    }
     return Side(
-        load_seconds=spread([one.load_seconds for one in turns]),
-        unet_step_seconds=spread([one.unet_step_seconds for one in turns]),
-        image_seconds=spread([one.image_seconds for one in turns]),
+        **spreads,
         parts_seconds={
             part: statistics.median(one.parts_seconds[part] for one in turns)
             for part in turns[0].parts_seconds
         },
-        peak_rss_bytes=spread([one.peak_rss_bytes for one in turns]),
-        peak_anonymous_bytes=spread([one.peak_anonymous_bytes for one in turns]),
-        load_peak_rss_bytes=spread([one.load_peak_rss_bytes for one in turns]),
-        load_peak_anonymous_bytes=spread([one.load_peak_anonymous_bytes for one in turns]),
         disk_bytes=turns[0].disk_bytes,
         memory=highest.memory,
     )
@@ -123,8 +120,8 @@ def ratios(baseline: Sequence[Footprint], candidate: Sequence[Footprint]) -> dic
     """Candidate / baseline of each turn with its neighbour."""
     pairs = list(zip(baseline, candidate, strict=True))
     return {
-        name: spread([read(after) / read(before) for before, after in pairs])
-        for name, read in _RATIOS.items()
+        name: spread([getattr(after, name) / getattr(before, name) for before, after in pairs])
+        for name in TURN_FIGURES
     }
 
 

@@ -8,6 +8,15 @@ from typing import Literal
 from sdcompress.evaluate.metrics import Metric
 
 Outcome = Literal["passed", "failed", "undecided"]
+TURN_FIGURES = (  # measured in every turn; a side has their spread
+    "load_seconds",
+    "unet_step_seconds",
+    "image_seconds",
+    "peak_rss_bytes",
+    "peak_anonymous_bytes",
+    "load_peak_rss_bytes",
+    "load_peak_anonymous_bytes",
+)
 
 
 @dataclass(frozen=True)

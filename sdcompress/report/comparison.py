@@ -5,11 +5,9 @@ settings and scorer, time and memory the same machine; what differs from the fir
 with the reason, and never counts as best.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,14 @@ from sdcompress.errors import InputError
 from sdcompress.evaluate.statistics import mean_interval
 from sdcompress.report.document import SCHEMA
 
-Group = Literal["quality", "performance", "other"]
+Group = Literal["clip", "pictures", "performance", "other"]
+Obstacles = Mapping[str, Mapping[Group, list[str]]]
+_PROMPTS = "prompts or seeds"
+_TITLES: dict[Group, str] = {
+    "pictures": "quality",
+    "clip": "CLIP figures",
+    "performance": "time and memory",
+}
 
 
 @dataclass(frozen=True)
@@ -89,57 +94,6 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
     )
 
 
-def as_csv(comparison: Comparison) -> str:
-    """The table as CSV, one row for each figure; incomparable figures are in brackets."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["figure", *comparison.names])
-    for row in comparison.rows:
-        writer.writerow([row.name, *(_plain(cell) for cell in row.cells)])
-    for one in comparison.differences:
-        column = comparison.names.index(one.name)
-        cells = [""] * len(comparison.names)
-        cells[column] = f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
-        writer.writerow([f"{one.metric} - {comparison.names[0]}'s", *cells])
-    return stream.getvalue()
-
-
-def as_json(comparison: Comparison) -> str:
-    """Everything as JSON."""
-    return json.dumps(asdict(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def render(comparison: Comparison) -> None:
-    """Prints the comparison as tables, the best values bold and starred."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("", *comparison.names)
-    for row in comparison.rows:
-        table.add_row(row.name, *(_rich(cell) for cell in row.cells))
-    console.print(table)
-    if comparison.differences:
-        paired = Table("paired difference", "metric", "mean", "95 % interval", "pairs")
-        for one in comparison.differences:
-            interval = f"{one.low:+.3f} to {one.high:+.3f}"
-            label = f"{one.name} - {comparison.names[0]}"
-            paired.add_row(label, one.metric, f"{one.mean:+.3f}", interval, str(one.samples))
-        console.print(paired)
-    for note in comparison.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
-
-
-def _plain(cell: Cell) -> str:
-    return cell.text if cell.comparable else f"({cell.text})"
-
-
-def _rich(cell: Cell) -> str:
-    if not cell.comparable:
-        return f"[dim]({cell.text})[/]"
-    return f"[bold green]{cell.text} *[/]" if cell.best else cell.text
-
-
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
     """The folders' names, with as many parents as it takes to tell them apart.
 
@@ -186,7 +140,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _obstacles(report: Any, first: Any) -> dict[Group, list[str]]:
     """What differs from the first report, by the figures that cannot be compared for it."""
-    found: dict[Group, list[str]] = {"quality": [], "performance": [], "other": []}
+    found: dict[Group, list[str]] = {"clip": [], "pictures": [], "performance": [], "other": []}
     for groups, what, read in _MUST_AGREE:
         if read(report) != read(first):
             for group in groups:
@@ -194,10 +148,12 @@ def _obstacles(report: Any, first: Any) -> dict[Group, list[str]]:
     return found
 
 
-def _notes(obstacles: Mapping[str, Mapping[Group, list[str]]], first: str) -> Iterator[str]:
+def _notes(obstacles: Obstacles, first: str) -> Iterator[str]:
     for name, groups in obstacles.items():
-        for group, what in (("quality", "quality"), ("performance", "time and memory")):
-            reasons = groups[group]  # type: ignore[index]  # a literal of the type
+        for group, what in _TITLES.items():
+            # What keeps the pictures from being compared keeps CLIP's scores of them, too.
+            known = groups["pictures"] if group == "clip" else []
+            reasons = [reason for reason in groups[group] if reason not in known]
             if reasons:
                 yield (
                     f"{name}: {what} cannot be compared with {first}'s: "
@@ -205,9 +161,7 @@ def _notes(obstacles: Mapping[str, Mapping[Group, list[str]]], first: str) -> It
                 )
 
 
-def _rows(
-    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
-) -> Iterator[Row]:
+def _rows(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Row]:
     for figure in _FIGURES:
         values = {name: figure.read(report) for name, report in reports.items()}
         fair = [name for name in reports if not obstacles[name][figure.group]]
@@ -236,16 +190,16 @@ def _best(values: Mapping[str, Any], figure: "_Figure") -> set[str]:
     return {name for name, value in values.items() if figure.text(value) == shown}
 
 
-def _differences(
-    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
-) -> Iterator[Difference]:
+def _differences(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Difference]:
     """Compressed against compressed, picture by picture, for the metrics both reports have."""
     first, *others = reports
     for name in others:
-        if obstacles[name]["quality"]:
+        if set(obstacles[name]["pictures"]) - {_PROMPTS}:  # those that both have still pair up
             continue
+        measured_by = {one["name"]: one["made_by"] for one in reports[first]["quality"]["metrics"]}
         for metric in reports[name]["quality"]["metrics"]:
-            if metric["kind"] == "set":
+            alike = metric["made_by"] == measured_by.get(metric["name"])
+            if metric["kind"] == "set" or not alike:
                 continue
             here, there = (_scores(reports[one], metric["name"]) for one in (name, first))
             shared = [pair for pair in here if pair in there]
@@ -269,16 +223,14 @@ def _scores(report: Any, metric: str) -> dict[tuple[str, int], float]:
     return found
 
 
-def _points(
-    reports: Mapping[str, Any], obstacles: Mapping[str, Mapping[Group, list[str]]]
-) -> Iterator[Point]:
+def _points(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Point]:
     """The comparable reports, and the baseline of the first as one more."""
     first = next(iter(reports.values()))
     sides = [("baseline", first, "baseline")]
     sides += [
         (name, report, "compressed")
         for name, report in reports.items()
-        if not obstacles[name]["quality"] and not obstacles[name]["performance"]
+        if not obstacles[name]["clip"] and not obstacles[name]["performance"]
     ]
     places = [
         (
@@ -291,11 +243,11 @@ def _points(
         for name, report, side in sides
     ]
     for place in places:
-        beaten = any(_dominates(other[1:], place[1:]) for other in places if other is not place)
+        beaten = any(dominates(other[1:], place[1:]) for other in places if other is not place)
         yield Point(*place, on_front=not beaten)
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """At least as good in quality and every cost, and better in one of them."""
     better = (-one[0], *one[1:])
     worse = (-other[0], *other[1:])
@@ -340,14 +292,14 @@ def _compressed(key: str, scale: float) -> Callable[[Any], Any]:
 
 
 _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
-    (("quality",), "CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
-    (("quality", "performance"), "models", lambda r: r["model"]["revision"]),
+    (("clip",), "CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
+    (("clip", "pictures", "performance"), "models", lambda r: r["model"]["revision"]),
     (
-        ("quality",),
-        "prompts or seeds",
+        ("clip", "pictures"),
+        _PROMPTS,
         lambda r: [(sample["prompt"], sample["seed"]) for sample in r["samples"]],
     ),
-    (("quality", "performance"), "sampling settings", lambda r: r["recipe"]["sampling"]),
+    (("clip", "pictures", "performance"), "sampling settings", lambda r: r["recipe"]["sampling"]),
     (
         ("performance",),
         "processors",
@@ -358,27 +310,25 @@ _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
 _FIGURES = (
     _Figure("status", "{}", "none", "other", lambda r: r["status"]),
     _Figure("UNet method", "{}", "none", "other", lambda r: r["components"]["unet"]["method"]),
-    _Figure(
-        "CLIP score", "{:.2f}", "high", "quality", _path("quality", "clip_score", "compressed")
-    ),
-    _Figure("CLIP difference", "{:+.3f}", "high", "quality", _metric("clip_score")),
+    _Figure("CLIP score", "{:.2f}", "high", "clip", _path("quality", "clip_score", "compressed")),
+    _Figure("CLIP difference", "{:+.3f}", "high", "clip", _metric("clip_score")),
     _Figure(
         "CLIP 95 % low",
         "{:+.3f}",
         "high",
-        "quality",
+        "clip",
         lambda r: r["quality"]["clip_score"]["ci95"][0],
     ),
-    _Figure("CLIP similarity", "{:.4f}", "high", "quality", _metric("clip_similarity")),
-    _Figure("CMMD", "{:.4f}", "low", "quality", _metric("cmmd")),
-    _Figure("checker difference, %", "{:+.1f}", "high", "quality", _metric("checker")),
-    _Figure("SSIM, mean", "{:.4f}", "high", "quality", _metric("ssim")),
-    _Figure("PSNR, mean dB", "{:.2f}", "high", "quality", _metric("psnr_db")),
+    _Figure("CLIP similarity", "{:.4f}", "high", "clip", _metric("clip_similarity")),
+    _Figure("CMMD", "{:.4f}", "low", "clip", _metric("cmmd")),
+    _Figure("checker difference, %", "{:+.1f}", "high", "pictures", _metric("checker")),
+    _Figure("SSIM, mean", "{:.4f}", "high", "pictures", _metric("ssim")),
+    _Figure("PSNR, mean dB", "{:.2f}", "high", "pictures", _metric("psnr_db")),
     _Figure(
         "UNet SQNR, worst dB",
         "{:.1f}",
         "high",
-        "quality",
+        "pictures",
         lambda r: min(r["quality"]["unet_sqnr_db"].values()),
     ),
     _Figure(

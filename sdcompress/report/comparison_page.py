@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sdcompress.report.charts import front_chart
-from sdcompress.report.comparison import Comparison
+from sdcompress.report.comparison import Comparison, dominates
 from sdcompress.report.html import render_page
 
 _COSTS = (
@@ -27,7 +27,7 @@ def _front(comparison: Comparison, key: str, label: str, scale: float) -> str:
     """One cost against quality. The front is that of these two alone, not of all costs."""
     places = [(one.name, getattr(one, key) * scale, one.quality) for one in comparison.points]
     points = [
-        (name, x, y, not any(a <= x and b >= y and (a, b) != (x, y) for _, a, b in places))
+        (name, x, y, not any(dominates((b, a), (y, x)) for _, a, b in places))
         for name, x, y in places
     ]
     return front_chart(points, label, "CLIP score")

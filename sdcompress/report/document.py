@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.evaluate.records import (
+    TURN_FIGURES,
     BudgetResult,
     Change,
     ComponentSize,
@@ -18,15 +19,6 @@ from sdcompress.evaluate.records import (
 
 SCHEMA = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-SPREAD_FIGURES = (
-    "load_seconds",
-    "unet_step_seconds",
-    "image_seconds",
-    "peak_rss_bytes",
-    "peak_anonymous_bytes",
-    "load_peak_rss_bytes",
-    "load_peak_anonymous_bytes",
-)
 
 
 def build_document(
@@ -123,7 +115,7 @@ def _by_timestep(values: Mapping[int, float]) -> dict[str, float]:
 
 def _side(side: Side) -> dict[str, Any]:
     """Medians under the figures' names, and their spreads together."""
-    spreads = {name: getattr(side, name) for name in SPREAD_FIGURES}
+    spreads = {name: getattr(side, name) for name in TURN_FIGURES}
     return {
         **{name: _whole(name, one.median) for name, one in spreads.items()},
         "disk_bytes": side.disk_bytes,

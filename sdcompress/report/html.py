@@ -38,8 +38,9 @@ def render_html(report: Mapping[str, Any], folder: Path) -> str:
         report=report,
         headline=_HEADLINES[report["status"]],
         signs=_SIGNS,
-        measured=_measured,
-        outcome=_outcome,
+        measured=markdown.measured,
+        outcome=markdown.verdict,
+        meaning=markdown.meaning,
         cards=list(_cards(report)),
         samples=samples,
         categories=sorted(Counter(one["category"] for one in samples if one["category"]).items()),
@@ -77,17 +78,6 @@ def render_page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**inside, **values)
 
 
-def _measured(budget: Mapping[str, Any]) -> str:
-    value = f"{budget['value']:.4g}"
-    if budget["low"] is None:
-        return value
-    return f"{value} (95 %: {budget['low']:.4g} to {budget['high']:.4g})"
-
-
-def _outcome(budget: Mapping[str, Any]) -> str:
-    return markdown.verdict(budget).replace("*", "")
-
-
 def _cards(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """The four numbers that matter."""
     clip = report["quality"]["clip_score"]
@@ -106,16 +96,14 @@ def _cards(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         ("disk_bytes", "Size: on disk", 1e-6, "MB", 1),
     ):
         before, after = (performance[side][key] for side in ("baseline", "compressed"))
-        change, fine = f"x {after / before:.2f}", "the files that drawing needs"
+        fine = "the files that drawing needs"
         if key in performance["ratios"]:
-            ratio = performance["ratios"][key]
-            change = f"x {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
             fine = f"medians of {report['recipe']['evaluate']['timed_images']} turns of each side"
         yield {
             "title": title,
             "before": f"{before * scale:.{digits}f} {unit}",
             "after": f"{after * scale:.{digits}f} {unit}",
-            "change": change,
+            "change": markdown.ratio(performance, key),
             "fine": fine,
         }
 

@@ -48,21 +48,27 @@ def budget_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     yield "budget", "limit", "measured", "verdict"
     for budget in report["budgets"]:
         side = "at most" if budget["kind"] == "max" else "at least"
-        limit, value = f"{side} {budget['limit']:g}", f"{budget['value']:.4g}"
-        if budget["low"] is not None:
-            value += f" (95 %: {budget['low']:.4g} to {budget['high']:.4g})"
-        yield budget["name"], limit, value, verdict(budget)
+        outcome = verdict(budget)
+        if budget["outcome"] != "passed":
+            outcome = f"**{outcome}**"
+        yield budget["name"], f"{side} {budget['limit']:g}", measured(budget), outcome
+
+
+def measured(budget: Mapping[str, Any]) -> str:
+    """A budget's figure, with its interval where it is an estimate."""
+    value = f"{budget['value']:.4g}"
+    if budget["low"] is not None:
+        value += f" (95 %: {budget['low']:.4g} to {budget['high']:.4g})"
+    return value
 
 
 def verdict(budget: Mapping[str, Any]) -> str:
     """A budget's outcome in words; an open one says what would decide it."""
-    if budget["outcome"] == "passed":
-        return "passed"
-    if budget["outcome"] == "failed":
-        return "**failed**"
+    if budget["outcome"] != "undecided":
+        return str(budget["outcome"])
     if budget["more"] is None:
-        return "**undecided**: on the limit"
-    return f"**undecided**: needs about {budget['more']} more samples"
+        return "undecided: on the limit"
+    return f"undecided: needs about {budget['more']} more samples"
 
 
 def quality_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -103,11 +109,20 @@ def _figure(value: float | None, digits: int) -> str:
 def _notes(report: Mapping[str, Any]) -> list[str]:
     quality = report["quality"]
     lines = [
-        f"- {one['title']} ({one['better']} is better): {one['definition']}. By {one['made_by']}."
+        f"- {one['title']} ({one['better']} is better): {meaning(one)}"
         for one in quality["metrics"]
     ]
     lines += [f"- {one['name']} was not measured: {one['reason']}." for one in quality["skipped"]]
     return ["In brackets: 95 % intervals, paired.", "\n".join(lines)]
+
+
+def meaning(metric: Mapping[str, Any]) -> str:
+    """What a metric is, the values it can have and what measured it."""
+    low, high = metric["low"], metric["high"]
+    span = "can have any value"
+    if low is not None:
+        span = f"is {low:g} or more" if high is None else f"is from {low:g} to {high:g}"
+    return f"{metric['definition']}. It {span}. Measured by {metric['made_by']}."
 
 
 def performance_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -120,14 +135,18 @@ def performance_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         if before is None or after is None:
             continue
         sides = (f"{one * _SCALES[unit]:.{digits}f} {unit}" for one in (before, after))
-        ratio = f"{after / before:.2f}"
-        if key in performance["ratios"]:
-            spread = performance["ratios"][key]
-            ratio = f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
-        yield name, *sides, ratio
+        yield name, *sides, ratio(performance, key)
     for part, seconds in baseline["parts_seconds"].items():
         sides = (f"{one:.3f} s" for one in (seconds, compressed["parts_seconds"][part]))
         yield f"of a picture: {part}", *sides, "-"
+
+
+def ratio(performance: Mapping[str, Any], key: str) -> str:
+    """Compressed / baseline; with its spread where there are several turns."""
+    if key in performance["ratios"]:
+        spread = performance["ratios"][key]
+        return f"x {spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+    return f"x {performance['compressed'][key] / performance['baseline'][key]:.2f}"
 
 
 def component_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:

@@ -70,19 +70,18 @@ def test_every_figure_has_its_yardsticks(bundle: Path) -> None:
 
 
 def test_more_prompts_draw_only_what_is_new(build_folder: Path, bundle: Path) -> None:
-    output = build_folder / "grown"
-    few = evaluate(bundle, output, overrides=FEW)
-    progress = Drawn()
-    evaluate(bundle, output, overrides=(*FEW, "evaluate.prompts=6"), progress=progress)
-    assert progress.kept["compressed, 6 pictures"] == 4
-    more = report_of(output)["samples"]
-    assert [s["prompt"] for s in more[:4]] == [s.prompt for s in few.evaluation.samples]
+    output, progress = build_folder / "grown", Drawn()
+    evaluate(bundle, output, overrides=("evaluate.prompts=10",), progress=progress)
+    assert progress.kept == {"baseline, 10 pictures": 8, "compressed, 10 pictures": 8}
+    few, more = (report_of(folder)["samples"] for folder in (bundle, output))
+    assert [s["prompt"] for s in more[:8]] == [s["prompt"] for s in few]
+    assert [s["likeness"] for s in more[:8]] == [s["likeness"] for s in few]
 
 
 def test_any_folder_is_judged_against_any_other(
     build_folder: Path, bundle: Path, baseline: Path, tmp_path: Path
 ) -> None:
-    """Without manifests, as optimum-cli leaves them."""
+    """Without manifests, as optimum-cli leaves them; what is known of the same files is kept."""
     folders = []
     for name, source in (("exported", baseline), ("quantized", bundle)):
         folders.append(tmp_path / name)
@@ -92,12 +91,15 @@ def test_any_folder_is_judged_against_any_other(
     with pytest.raises(BundleError, match="--against FOLDER"):
         evaluate(folders[1])
     command = ["evaluate", str(folders[1]), "--against", str(folders[0]), "--recipe", "unet_int8"]
-    command += ["--prompts", "demo_evaluation", "--samples", "4", "--output", str(tmp_path / "out")]
+    output, store = build_folder / "any", build_folder / ".sdcompress"
+    command += ["--prompts", "demo_evaluation", "--samples", "4", "--output", str(output)]
+    drawn = set(store.glob("pictures-*/*.png"))
     for one in (*FEW[1:], "sampling.steps=8", "evaluate.timed_images=1", "budgets={ssim_min: 0.5}"):
         command += ["--set", one]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    report = report_of(tmp_path / "out")
+    assert set(store.glob("pictures-*/*.png")) == drawn
+    report = report_of(output)
     assert report["model"]["id"] == "exported"
     assert report["components"]["unet"]["method"] == "as found"
     by_prompt = {(s["prompt"], s["seed"]): s for s in report_of(bundle)["samples"]}

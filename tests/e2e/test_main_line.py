@@ -153,8 +153,10 @@ def test_a_failed_run_replaces_an_earlier_bundle(
 def test_evaluating_a_bundle_gives_its_own_figures_again(
     build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ("evaluate.prompts=4", "evaluate.sqnr_prompts=1")
-    run = evaluate(bundle, build_folder / "again", overrides=overrides)
+    overrides, listener = ("evaluate.prompts=4",), Listener()
+    run = evaluate(bundle, build_folder / "again", overrides=overrides, progress=listener)
+    # The bundle's files are those that were evaluated when it was made.
+    assert {"convert", "draw", "score", "sqnr", "layers", "measure"} == set(listener.reuses)
     first = json.loads((bundle / "report/report.json").read_text())
     again = json.loads((run.report / "report.json").read_text())
     assert len(again["samples"]) == 4

@@ -1,4 +1,4 @@
-"""Pictures as tensors, for the metrics of pairs."""
+"""Pictures as tensors, for the metrics that look at them."""
 
 from pathlib import Path
 from typing import Any
