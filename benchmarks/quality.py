@@ -1,21 +1,24 @@
 """Ranks five ways to compress the demo by the report and by the checker: ``make bench``.
 
 All candidates are judged on the same prompts, seeds and settings as the same baseline. The demo's
-rule-based checker knows what a picture must show; the table tells how well each metric of the
-report orders the candidates as the checker does. Writes the comparison's page and a picture of the
-same prompts by all of them beside the reports.
+rule-based checker knows what a picture must show; the second table tells whether each metric of the
+report orders the candidates as the checker does, where it tells them apart. Writes the comparison's
+page and a picture of the same prompts by all of them beside the reports.
 """
 
 import json
 import platform
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy.stats import kendalltau
 
 from sdcompress.errors import QualityGateFailed, QualityUndecided
+from sdcompress.evaluate.statistics import paired_difference
 from sdcompress.progress import TerminalProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.report.comparison import compare
@@ -29,7 +32,10 @@ CANDIDATES = {
     "int8_weights": ("weights_int8", ()),
     "hybrid": ("unet_hybrid", ()),
     "int8": ("unet_int8", ()),
-    "int4_weights": ("weights_int8", ("compress.unet={method: int4_weights}",)),
+    "int4_weights": (
+        "weights_int8",
+        ("compress.unet={method: int4_weights, convolutions: true}",),
+    ),
     # No smoothing, symmetric activations, no layer spared, calibrated on one call.
     "bad": (
         "unet_int8",
@@ -50,7 +56,7 @@ COMMON = (
 )
 RANKING = ("clip_score", "clip_similarity", "ssim", "ms_ssim", "psnr_db", "cmmd")
 SHOWN = 6  # prompts of the picture
-_CELL, _LABEL, _GAP = 128, 100, 6
+_CELL, _LABEL, _GAP, _HEADER = 128, 100, 6, 62
 
 
 def main() -> None:
@@ -106,32 +112,55 @@ def _metric(report: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _print_agreement(reports: dict[str, dict[str, Any]]) -> None:
-    truth = [_metric(report, "checker")["value"] for report in reports.values()]
-    print("\nAgreement with the checker's order (Kendall's tau-b):\n")
-    for name in RANKING:
-        values = [_metric(report, name) for report in reports.values()]
-        sign = 1 if values[0]["better"] == "higher" else -1
-        tau = kendalltau(truth, [sign * one["value"] for one in values]).statistic
-        print(f"- {values[0]['title']}: {tau:+.2f}")
+    """Of the pairs of candidates that the checker tells apart, how many a metric orders alike.
+
+    The checker tells two apart where the interval of the paired difference excludes 0.
+    """
+    right = {
+        name: np.array([sample["scores"]["checker"]["compressed"] for sample in report["samples"]])
+        for name, report in reports.items()
+    }
+    better = []
+    for one, other in combinations(reports, 2):
+        found = paired_difference(right[other], right[one])
+        if found.low > 0:
+            better.append((one, other))
+        elif found.high < 0:
+            better.append((other, one))
+    pairs = len(reports) * (len(reports) - 1) // 2
+    print(f"\nThe checker tells {len(better)} of {pairs} pairs of candidates apart:")
+    print("; ".join(f"{one} draws better than {other}" for one, other in better) + "\n")
+    print("| metric | ranking, best first | as the checker says |")
+    print("|---|---|---|")
+    for name in ("checker", *RANKING):
+        metrics = {one: _metric(report, name) for one, report in reports.items()}
+        title, higher = metrics["bad"]["title"], metrics["bad"]["better"] == "higher"
+        ranking = sorted(reports, key=lambda one: metrics[one]["value"], reverse=higher)
+        same = sum(ranking.index(one) < ranking.index(other) for one, other in better)
+        print(f"| {title} | {', '.join(ranking)} | {same} of {len(better)} |")
 
 
 def _picture(reports: dict[str, dict[str, Any]]) -> Image.Image:
-    """The prompts that suffered most from the worst candidate, by the baseline and by all."""
+    """The prompts whose pictures the worst candidate changed most, by the baseline and by all."""
     worst = min(reports, key=lambda name: float(_metric(reports[name], "checker")["value"]))
     samples = reports[worst]["samples"]
     order = sorted(range(len(samples)), key=lambda index: float(samples[index]["likeness"]["ssim"]))
     rows = [("baseline", worst, "baseline")] + [(name, name, "compressed") for name in reports]
-    size = (_LABEL + SHOWN * (_CELL + _GAP), len(rows) * (_CELL + _GAP))
+    size = (_LABEL + SHOWN * (_CELL + _GAP), _HEADER + len(rows) * (_CELL + _GAP))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
+    small = ImageFont.load_default(11)
+    for column, index in enumerate(order[:SHOWN]):
+        place = (_LABEL + column * (_CELL + _GAP), 2)
+        draw.multiline_text(place, fill(samples[index]["prompt"], 23), "black", small)
     for row, (label, name, side) in enumerate(rows):
-        top = row * (_CELL + _GAP)
+        top = _HEADER + row * (_CELL + _GAP)
         draw.text((4, top + _CELL // 2), label, "black", ImageFont.load_default(14), anchor="lm")
         for column, index in enumerate(order[:SHOWN]):
             file = OUTPUT / name / "report" / reports[name]["samples"][index][side]
             with Image.open(file) as image:
-                small = image.convert("RGB").resize((_CELL, _CELL))
-            canvas.paste(small, (_LABEL + column * (_CELL + _GAP), top))
+                cell = image.convert("RGB").resize((_CELL, _CELL))
+            canvas.paste(cell, (_LABEL + column * (_CELL + _GAP), top))
     return canvas
 
 

@@ -1,5 +1,6 @@
 """Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from sdcompress.runtime import (
     require_device,
     require_scheduler,
 )
+from sdcompress.runtime.layout import read_layout
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import require_whole
 from sdcompress.trial import LONG_STAGES, Trial
@@ -73,6 +75,9 @@ def evaluate(
     judged = _opened(folder)
     chosen = _how(judged, recipe, overrides)
     target = output_folder(chosen, output or folder.with_name(f"{folder.name}-evaluation"))
+    sides = [folder, *([Path(against).resolve()] if against else [])]
+    if any(target == one or one in target.parents for one in sides):
+        raise InputError(f"{target} is what is judged; choose another --output")
     shown = progress or SilentProgress()
     if against is None:
         run = _against_own(judged, chosen, target, fresh, ignore_preflight, shown)
@@ -93,12 +98,15 @@ def _opened(folder: Path) -> _Pipeline:
 
 def _how(judged: _Pipeline, recipe: Recipe | None, overrides: tuple[str, ...]) -> Recipe:
     """The recipe that says how to evaluate."""
-    folder = judged.folder
+    folder, made = judged.folder, judged.manifest
     if recipe is not None:
-        return parse_recipe(Path(recipe.name), recipe.as_dict(), overrides)
-    if judged.manifest:
-        return parse_recipe(folder / MANIFEST, judged.manifest.recipe, overrides)
-    usual = {"schema": 1, "name": folder.name, "model": str(folder), **_USUAL}
+        # How the bundle was made is not for another recipe to say.
+        making = {key: made.recipe[key] for key in _MAKING if key in made.recipe} if made else {}
+        return parse_recipe(Path(recipe.name), recipe.as_dict() | making, overrides)
+    if made:
+        return parse_recipe(folder / MANIFEST, made.recipe, overrides)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name)[:64].strip("-._") or "pipeline"
+    usual = {"schema": 1, "name": name, "model": str(folder), **_USUAL}
     return parse_recipe(folder, usual, overrides)
 
 
@@ -146,6 +154,7 @@ def _against_other(
     """Both sides are folders as they are. Neither is traced back to a model."""
     require_device(recipe.device)
     for side in (other, judged):
+        read_layout(side.folder)  # says what is missing
         require_scheduler(side.folder, recipe.sampling.scheduler)
     judging = find_judging(recipe, _calibrated_on(judged, progress))
     with opened_store(target, fresh=fresh) as store:
@@ -162,7 +171,14 @@ def _against_other(
             "notice": None,
             "loras": [],
         }
-        run = reach_verdict(trial, folders, _sizes(folders, None), model, result, target)
+        run = reach_verdict(
+            trial,
+            folders,
+            _sizes(folders, recipe if judged.manifest else None),
+            model,
+            result,
+            target,
+        )
         publish(result, target)
     return replace(run, bundle=None)
 

@@ -27,11 +27,12 @@ def measure_in_child(job: Mapping[str, Any], watching: Watching | None = None) -
         stderr=subprocess.PIPE,
         text=True,
     )
-    with watching(child.pid) if watching else nullcontext():
-        try:
+    try:
+        with watching(child.pid) if watching else nullcontext():
             output, faults = child.communicate(json.dumps(job))
-        finally:
-            child.kill()
+    finally:
+        child.kill()
+        child.wait()
     if child.returncode != 0:
         last = faults.strip().splitlines()[-1] if faults.strip() else "no message"
         raise EvaluationError(f"measuring {job['folder']} failed (exit {child.returncode}): {last}")

@@ -28,10 +28,8 @@ def judge(
     for name, limit in budgets:
         if limit is None:
             continue
-        if name == "clip_score_drop":
-            results.append(_judge_drop(name, limit, evaluation.quality))
-        elif name in _LIKENESS:
-            results.append(_judge_likeness(name, limit, evaluation.quality))
+        if name in JUDGED_BY:
+            results.append(_judge_pictures(name, limit, evaluation.quality))
         else:
             kind, read = _MEASURED[name]
             results.append(_judge_value(name, kind, limit, read(evaluation, components)))
@@ -46,28 +44,24 @@ def status_of(budgets: Sequence[BudgetResult]) -> Outcome:
     return "undecided" if "undecided" in outcomes else "passed"
 
 
-def _judge_drop(name: str, limit: float, quality: Quality) -> BudgetResult:
-    """The paired drop of the CLIP score: the mean difference, baseline - candidate."""
-    change = quality.of("clip_score").change
-    difference, samples = change.value, change.samples
-    if quality.looks:
-        last = quality.looks[-1]
-        difference = Estimate(last.mean, last.low, last.high)
-    low, high = _interval(difference)
-    decision = decide(difference.value, low, high, samples, -limit)
-    return BudgetResult(
-        name, limit, -difference.value, -high, -low, decision.outcome, decision.more, "max"
-    )
+def _judge_pictures(name: str, limit: float, quality: Quality) -> BudgetResult:
+    """A mean over the pairs; for the CLIP score the drop, baseline - candidate."""
+    change = quality.of(JUDGED_BY[name]).change
+    found, samples = change.value, change.samples
+    looks = [one for one in quality.looks if one.budget == name]
+    if looks:
+        found = Estimate(looks[-1].mean, looks[-1].low, looks[-1].high)
+    low, high = _interval(found)
+    decision = decide(found.value, low, high, samples, least_mean(name, limit))
+    outcome, more = decision.outcome, decision.more
+    if name in _DROPS:
+        return BudgetResult(name, limit, -found.value, -high, -low, outcome, more, "max")
+    return BudgetResult(name, limit, found.value, low, high, outcome, more, "min")
 
 
-def _judge_likeness(name: str, limit: float, quality: Quality) -> BudgetResult:
-    """The mean over the pairs."""
-    change = quality.of(_LIKENESS[name]).change
-    low, high = _interval(change.value)
-    decision = decide(change.value.value, low, high, change.samples, limit)
-    return BudgetResult(
-        name, limit, change.value.value, low, high, decision.outcome, decision.more, "min"
-    )
+def least_mean(name: str, limit: float) -> float:
+    """The least mean that keeps to a picture budget: a drop is a negative difference."""
+    return -limit if name in _DROPS else limit
 
 
 def _judge_value(name: str, kind: str, limit: float, value: float) -> BudgetResult:
@@ -96,7 +90,9 @@ def _speedup(name: str) -> Callable[[Evaluation, Components], float]:
     return lambda evaluation, _: 1 / evaluation.performance.ratios[name].median
 
 
-_LIKENESS = {
+_DROPS = ("clip_score_drop",)
+JUDGED_BY = {  # the metric of each budget that is estimated from pictures
+    "clip_score_drop": "clip_score",
     "psnr_min_db": "psnr_db",
     "ssim_min": "ssim",
     "clip_similarity_min": "clip_similarity",

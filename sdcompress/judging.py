@@ -9,8 +9,9 @@ from sdcompress.errors import CalibrationError, EvaluationError
 from sdcompress.evaluate.checker import speaks_of_scenes
 from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
 from sdcompress.evaluate.looking import Instruments
+from sdcompress.evaluate.memory_limit import require_memory_limits
 from sdcompress.evaluate.plugins import find_plugins
-from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.prompts import Prompt, draw_prompts, read_prompts
 from sdcompress.recipe import DEMO, Recipe
 
 _HUB_SCORER = "openai/clip-vit-large-patch14"
@@ -18,9 +19,10 @@ _HUB_SCORER = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True)
 class Judging:
-    """What a run is judged with."""
+    """What a run is judged with; `available` prompts are in the set that `prompts` are of."""
 
     prompts: tuple[Prompt, ...]
+    available: int
     instruments: Instruments
 
 
@@ -31,7 +33,10 @@ def find_judging(recipe: Recipe, calibrated_on: Sequence[Prompt]) -> Judging:
     prompts are calibrated on too.
     """
     chosen = recipe.evaluate
-    prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
+    if chosen.least_memory:
+        require_memory_limits()
+    available = read_prompts(chosen.prompt_set)
+    prompts = draw_prompts(chosen.prompt_set, available, chosen.prompts, chosen.seed)
     if not chosen.allow_overlap:
         _require_disjoint(calibrated_on, prompts)
     find_plugins(chosen.scorers)
@@ -42,7 +47,7 @@ def find_judging(recipe: Recipe, calibrated_on: Sequence[Prompt]) -> Judging:
         fid_features=_file(chosen.fid_features, "evaluate.fid_features"),
         lpips=_file(chosen.lpips, "evaluate.lpips"),
     )
-    return Judging(prompts, instruments)
+    return Judging(prompts, len(available), instruments)
 
 
 def _require_disjoint(calibration: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:

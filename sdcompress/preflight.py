@@ -239,7 +239,9 @@ class _Work:
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
         memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
-        few = pictures if evaluate.yardstick_prompts is None else evaluate.yardstick_prompts
+        few = pictures
+        if evaluate.yardstick_prompts is not None:
+            few = min(few, evaluate.yardstick_prompts)
         rounded = calls * self._step_seconds("bf16")
         # The yardsticks: in bf16, with fewer steps, with other seeds.
         yardsticks = few * (rounded + 2 * baseline)

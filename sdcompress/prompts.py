@@ -6,7 +6,7 @@ each line is a prompt.
 
 import difflib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,22 @@ def load_prompts(name: str, count: int, seed: int) -> tuple[Prompt, ...]:
     or a hub id, with ``:split`` behind it for another split than train. Raises CalibrationError
     when the set is unreadable, lacks `prompt` or is too small.
     """
+    return draw_prompts(name, read_prompts(name), count, seed)
+
+
+def read_prompts(name: str) -> tuple[Prompt, ...]:
+    """Reads a whole set, as `load_prompts` finds it."""
     file = prompt_file(name)
     rows = _read_file(file) if file else _read_dataset(name)
-    prompts = list(_prompts(str(file or name), rows))
+    return tuple(_prompts(str(file or name), rows))
+
+
+def draw_prompts(name: str, prompts: Sequence[Prompt], count: int, seed: int) -> tuple[Prompt, ...]:
+    """Draws `count` of a set's prompts. Raises CalibrationError when there are fewer."""
     if count > len(prompts):
         raise CalibrationError(
-            f"prompt set '{name}' has {len(prompts)} prompts, {count} were asked for"
+            f"prompt set '{name}' has {len(prompts)} prompts, {count} were asked for: ask for at "
+            f"most {len(prompts)}, or name a larger set"
         )
     # A larger count begins with the prompts of a smaller one, whose pictures may be there already.
     shuffled = random.Random(seed).sample(prompts, len(prompts))  # noqa: S311 - not for secrets
@@ -55,7 +65,8 @@ def prompt_file(name: str) -> Path | None:
         return shipped[name]
     if Path(name).is_file():
         return Path(name)
-    if Path(name).is_dir() or ("/" in name and not name.endswith(_SUFFIXES)):
+    place, _ = _dataset_place(name)
+    if Path(place).is_dir() or ("/" in name and not name.endswith(_SUFFIXES)):
         return None
     nearest = difflib.get_close_matches(name, shipped, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
@@ -83,8 +94,16 @@ def _read_file(file: Path) -> Any:
 def _read_dataset(name: str) -> Any:
     from datasets import load_dataset
 
-    place, _, split = (name, "", "") if Path(name).is_dir() else name.partition(":")
-    return _loaded(name, lambda: load_dataset(place, split=split or "train"))
+    place, split = _dataset_place(name)
+    return _loaded(name, lambda: load_dataset(place, split=split))
+
+
+def _dataset_place(name: str) -> tuple[str, str]:
+    """A dataset's folder or hub id, and its split; a drive's colon is part of the folder."""
+    if Path(name).is_dir():
+        return name, "train"
+    place, colon, split = name.rpartition(":")
+    return (place, split) if colon and split else (name, "train")
 
 
 def _loaded(name: str, load: Callable[[], Any]) -> Any:
@@ -110,4 +129,7 @@ def _prompts(name: str, rows: Any) -> Iterator[Prompt]:
         negative = values.get("negative_prompt")
         if not isinstance(negative, str | None):
             raise CalibrationError(f"{name}:{line}: `negative_prompt` is not text: {negative!r}")
-        yield Prompt(text, negative, values.get("category"))
+        category = values.get("category")
+        if not isinstance(category, str | int | None):  # a column of numbers is read as such
+            raise CalibrationError(f"{name}:{line}: `category` is not text: {category!r}")
+        yield Prompt(text, negative, None if category is None else str(category))

@@ -234,7 +234,7 @@ class Evaluate(Section):
 
     `yardstick_prompts` is on how many of the prompts the harmless changes are drawn that every
     figure is held against: null is all, 0 none. A `sequential` evaluation looks after parts of the
-    prompts and ends as soon as `budgets.clip_score_drop` is decided. `fid_features` and `lpips`
+    prompts and ends as soon as all budgets of pictures are decided. `fid_features` and `lpips`
     name OpenVINO IR or ONNX files; `scorers` are those that installed packages bring along.
     """
 
@@ -252,6 +252,9 @@ class Evaluate(Section):
     sqnr_prompts: Annotated[int, Field(ge=1)] = 4
     timed_images: Annotated[int, Field(ge=1)] = 3
     least_memory: bool = False
+
+
+PICTURE_BUDGETS = ("clip_score_drop", "psnr_min_db", "ssim_min", "clip_similarity_min")
 
 
 class Budgets(Section):
@@ -273,6 +276,12 @@ class Budgets(Section):
     peak_memory_ratio: Annotated[float, Field(gt=0.0)] | None = None
     step_speedup_min: Annotated[float, Field(gt=0.0)] | None = None
     image_speedup_min: Annotated[float, Field(gt=0.0)] | None = None
+
+    @property
+    def of_pictures(self) -> dict[str, float]:
+        """The limits of those budgets that are set and estimated from pictures."""
+        limits = {name: getattr(self, name) for name in PICTURE_BUDGETS}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
@@ -304,6 +313,7 @@ class Recipe(Section):
     def _sections_agree(self) -> Self:
         self._shapes_agree()
         self._prompts_agree()
+        self._evaluation_agrees()
         return self
 
     def _shapes_agree(self) -> None:
@@ -341,6 +351,19 @@ class Recipe(Section):
                 "evaluate.prompt_set",
                 f"calibrate uses the prompt set '{self.evaluate.prompt_set}' as well: a model "
                 "judged on its calibration prompts looks better than it is",
+            )
+
+    def _evaluation_agrees(self) -> None:
+        if self.evaluate.sequential and not self.budgets.of_pictures:
+            raise FaultyKeyError(
+                "evaluate.sequential",
+                "a sequential evaluation ends when the budgets of pictures are decided, and there "
+                f"is none: set {', '.join(PICTURE_BUDGETS)}",
+            )
+        if self.evaluate.yardstick_prompts == 1:
+            raise FaultyKeyError(
+                "evaluate.yardstick_prompts",
+                "a yardstick needs two prompts at least: set 2 or more, or 0 for none",
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.evaluate.acceptance import look, look_counts
-from sdcompress.evaluate.comparing import Likeness, changes, skipped
+from sdcompress.evaluate.comparing import Likeness, changes, judged_values, skipped
 from sdcompress.evaluate.layer_errors import measure_layers
 from sdcompress.evaluate.looking import Seen
 from sdcompress.evaluate.memory_limit import least_memory_bytes
@@ -36,10 +36,12 @@ from sdcompress.evaluate.records import (
     Performance,
     Quality,
     Side,
+    Skipped,
     Sqnr,
 )
 from sdcompress.evaluate.scoring import Exhibit, score_pictures
 from sdcompress.evaluate.sqnr import measure_sqnr
+from sdcompress.gate import JUDGED_BY, least_mean
 from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.judging import Judging
 from sdcompress.processor import executes_bf16, processor_brand, processor_flags
@@ -95,8 +97,8 @@ class Trial:
         seen, likeness = self._score(ways, pictures)
         quality = Quality(
             metrics=self._results(ways, seen, likeness),
-            skipped=skipped(self.judging.instruments),
-            yardsticks={name: ways[name].title for name in _yardsticks(ways)},
+            skipped=(*skipped(self.judging.instruments), *self._absent_yardsticks(ways)),
+            yardsticks={name: _heading(ways, name) for name in _yardsticks(ways)},
             sqnr=self._sqnr(ways, folders),
             layer_errors=self._layer_errors(ways, folders),
             looks=looks,
@@ -140,6 +142,19 @@ class Trial:
         found["seed"] = replace(few, title="baseline, other seeds", shots=others)
         return found
 
+    def _absent_yardsticks(self, ways: Mapping[str, Way]) -> tuple[Skipped, ...]:
+        """The yardsticks that were not drawn, and why."""
+        if self.recipe.evaluate.yardstick_prompts == 0:
+            return (Skipped("Yardsticks", "evaluate.yardstick_prompts is 0"),)
+        missing = []
+        if "bf16" not in ways:
+            reason = f"{self.recipe.device} does not execute in BF16 here"
+            missing.append(Skipped("Yardstick of BF16 execution", reason))
+        if "steps" not in ways:
+            reason = f"{self._settings.steps} steps are too few to leave {_FEWER_STEPS} out"
+            missing.append(Skipped("Yardstick of fewer steps", reason))
+        return tuple(missing)
+
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
         if len(self.keys) < 2:
@@ -170,18 +185,27 @@ class Trial:
         )
 
     def _looks(self, folders: Folders) -> tuple[Look, ...]:
-        """A sequential evaluation's looks: draws part after part, until the drop is decided."""
-        limit = self.recipe.budgets.clip_score_drop
-        if not self.recipe.evaluate.sequential or limit is None:
+        """A sequential evaluation's looks: draws part after part, until all budgets are decided.
+
+        One that is broken decides for all.
+        """
+        if not self.recipe.evaluate.sequential:
             return ()
         looks: list[Look] = []
         planned = len(self._shots)
         for count in look_counts(planned):
             both = {side: self.ways(count)[side] for side in (BASELINE, COMPRESSED)}
-            seen, _ = self._score(both, {side: self._draw(both[side], folders) for side in both})
-            scores = {side: one.scores["clip_score"] for side, one in seen.items()}
-            looks.append(look(scores[COMPRESSED] - scores[BASELINE], -limit, planned))
-            if looks[-1].outcome != "undecided":
+            seen, likeness = self._score(
+                both, {side: self._draw(both[side], folders) for side in both}
+            )
+            pair = seen[BASELINE], seen[COMPRESSED], likeness[COMPRESSED]
+            now = [
+                look(name, judged_values(JUDGED_BY[name], *pair), least_mean(name, limit), planned)
+                for name, limit in self.recipe.budgets.of_pictures.items()
+            ]
+            looks += now
+            outcomes = {one.outcome for one in now}
+            if "failed" in outcomes or "undecided" not in outcomes:
                 break
         return tuple(looks)
 
@@ -284,7 +308,8 @@ class Trial:
             scorer={file.name: sha256_of(file) for file in scorer},
             checker=chosen.checker,
             plugins=[[one.name, one.value, one.dist.version] for one in plugins if one.dist],
-            networks=[_hashes(one) for one in (chosen.fid_features, chosen.lpips) if one],
+            fid_features=chosen.fid_features and _hashes(chosen.fid_features),
+            lpips=chosen.lpips and _hashes(chosen.lpips),
             tools={name: version(name) for name in ("torch", "torchmetrics", "transformers")},
         )
 
@@ -377,6 +402,13 @@ def _hashes(network: Path) -> list[str]:
     """Of a network's file, and of the weights beside an IR."""
     files = (network, network.with_suffix(".bin"))
     return [sha256_of(file) for file in files if file.is_file()]
+
+
+def _heading(ways: Mapping[str, Way], name: str) -> str:
+    """A yardstick's title, with the number of its prompts where they are not all."""
+    count = len(ways[name].shots)
+    every = count == len(ways[BASELINE].shots)
+    return ways[name].title if every else f"{ways[name].title} ({count} prompts)"
 
 
 def _yardsticks(ways: Mapping[str, Way]) -> list[str]:

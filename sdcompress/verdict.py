@@ -1,7 +1,7 @@
 """From a finished pipeline to a verdict: evaluates it, applies the gate and writes the report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Run:
     evaluation: Evaluation
     components: Mapping[str, ComponentSize]
     budgets: tuple[BudgetResult, ...]
+    available_prompts: int
 
     @property
     def passed(self) -> bool:
@@ -62,7 +63,15 @@ def reach_verdict(
         advance(1, 1)
     passed = status_of(budgets) == "passed"
     published = _moved(evaluation, report, target / REPORT)
-    return Run(target, target / REPORT, target if passed else None, published, sizes, budgets)
+    return Run(
+        target,
+        target / REPORT,
+        target if passed else None,
+        published,
+        sizes,
+        budgets,
+        trial.judging.available,
+    )
 
 
 def require_passed(run: Run) -> None:
@@ -131,13 +140,25 @@ def _open_question(run: Run) -> str:
         )
         rows.append(f"  {_measured(budget)}   {more}")
     samples = len(run.evaluation.samples)
-    wanted = samples + max((budget.more or 0 for budget in unclear), default=0)
     return (
         f"{samples} pictures do not decide {len(unclear)} of {len(run.budgets)} budgets, so there "
         "is no bundle:\n"
         + "\n".join(rows)
-        + f"\nDraw more with --set evaluate.prompts={wanted}; those already drawn are kept. "
+        + f"\n{_advice(run, samples, [budget.more for budget in unclear])}"
         f"The report is in {run.report}"
+    )
+
+
+def _advice(run: Run, samples: int, more: Sequence[int | None]) -> str:
+    """How to come to a decision, where more pictures would bring one."""
+    if None in more:
+        return ""
+    wanted = samples + max(one for one in more if one is not None)
+    if wanted <= run.available_prompts:
+        return f"Draw more with --set evaluate.prompts={wanted}; those already drawn are kept. "
+    return (
+        f"The prompt set has {run.available_prompts} prompts: name one with {wanted} or more, "
+        f"--set evaluate.prompt_set=FILE --set evaluate.prompts={wanted}. "
     )
 
 

@@ -16,7 +16,7 @@ from sdcompress.evaluate.acceptance import (
     stopping_bounds,
 )
 from sdcompress.evaluate.records import Look
-from sdcompress.evaluate.statistics import paired_difference
+from sdcompress.evaluate.statistics import mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_looks_that_do_not_end_are_refused() -> None:
     with pytest.raises(EvaluationError):
         stopping_bounds((0.5, 0.4, 1.0))
     with pytest.raises(EvaluationError, match="none of the looks"):
-        look(np.zeros(5), 0.0, 100)
+        look("x", np.zeros(5), 0.0, 100)
 
 
 @pytest.mark.parametrize("tail", [-1, 0, 1], ids=["rare losses", "normal", "rare gains"])
@@ -90,6 +90,18 @@ def test_a_loss_at_the_limit_passes_at_most_as_often_as_declared(tail: int) -> N
     assert passed / 2000 <= 0.05
 
 
+@pytest.mark.parametrize("samples", [2, 4, 8, 32])
+def test_few_samples_are_no_coin_toss(samples: int) -> None:
+    """A candidate exactly on the limit, without looks: hardly ever passed, hardly ever failed."""
+    random = np.random.default_rng(5)
+    outcomes = []
+    for _ in range(400):
+        found = mean_interval(random.normal(0.5, 1.0, samples), resamples=999)
+        outcomes.append(judge_interval(found.low, found.high, 0.5))
+    assert outcomes.count("passed") / 400 <= 0.05
+    assert outcomes.count("failed") / 400 <= 0.05
+
+
 def test_a_harmless_candidate_is_let_through_early() -> None:
     random, planned = np.random.default_rng(3), 200
     ends = [stopped(random.normal(0.0, 1.0, planned), -0.5, planned) for _ in range(200)]
@@ -102,14 +114,14 @@ def test_repeated_intervals_hold_together() -> None:
     random, planned, missed = np.random.default_rng(11), 100, 0
     for _ in range(1000):
         values = random.normal(0.3, 1.0, planned)
-        found = [look(values[:count], 0.0, planned) for count in look_counts(planned)]
+        found = [look("x", values[:count], 0.0, planned) for count in look_counts(planned)]
         missed += any(not one.low <= 0.3 <= one.high for one in found)
     assert missed / 1000 <= 0.065
 
 
 def stopped(values: np.ndarray, limit: float, planned: int) -> Look:
     for count in look_counts(planned):
-        found = look(values[:count], limit, planned)
+        found = look("x", values[:count], limit, planned)
         if found.outcome != "undecided":
             break
     return found

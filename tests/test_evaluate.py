@@ -16,7 +16,7 @@ from sdcompress.evaluate.cmmd import cmmd
 from sdcompress.evaluate.fid import features, fid
 from sdcompress.evaluate.layer_errors import measure_layers
 from sdcompress.evaluate.lpips import Lpips
-from sdcompress.evaluate.memory_limit import least_memory_bytes
+from sdcompress.evaluate.memory_limit import least_memory_bytes, require_memory_limits
 from sdcompress.evaluate.ms_ssim import ms_ssim, scales
 from sdcompress.evaluate.performance import measure_footprint, measure_performance, ratios, side_of
 from sdcompress.evaluate.picture_tensor import load_tensor
@@ -301,6 +301,10 @@ def test_the_footprint_is_measured_in_another_process(bundle: Path) -> None:
     assert 10 < len(found.memory) <= 300
     times = [one.seconds for one in found.memory]
     assert times == sorted(times)
+    assert times[0] < found.loaded_at < times[-1]
+    assert max(found.load_peak_anonymous_bytes, found.draw_peak_anonymous_bytes) == (
+        found.peak_anonymous_bytes
+    )
     highest = max(one.anonymous_bytes for one in found.memory)
     assert highest <= found.peak_anonymous_bytes
     files = [file for file in bundle.rglob("*") if file.is_file() and "report" not in file.parts]
@@ -317,7 +321,7 @@ def footprint(image_seconds: float, peak_rss_bytes: int) -> Footprint:
     parts = dict.fromkeys(("text_encoder", "unet", "vae_decoder", "other"), image_seconds / 4)
     memory = (MemorySample(0.0, 10, peak_rss_bytes - 10),)
     return Footprint(
-        1.0, 0.2, image_seconds, parts, peak_rss_bytes, 70, 60, 50, 40, memory
+        1.0, 0.2, image_seconds, parts, peak_rss_bytes, 70, 60, 50, 85, 65, 40, 0.5, memory
     )  # fmt: skip
 
 
@@ -400,12 +404,13 @@ def test_the_smallest_memory_limit_lies_near_the_peak(bundle: Path) -> None:
     peak = int(measure_footprint(one, STAR.text).peak_rss_bytes)
     told: list[tuple[int, int]] = []
     try:
-        found = least_memory_bytes(
-            one, STAR.text, peak, lambda *numbers: told.append(numbers), tries=2
-        )
+        require_memory_limits()
     except EvaluationError as refusal:
         assert "lets nobody here set a memory limit" in str(refusal)
         pytest.skip(str(refusal))
+    found = least_memory_bytes(one, STAR.text, peak, lambda *numbers: told.append(numbers), tries=2)
     assert told == [(1, 3), (2, 3), (3, 3)]
     # Of 0.1 to 2 times the peak, a quarter is left; much less than the peak cannot suffice.
     assert 0.55 * peak < found < 1.6 * peak
+    with memory_limit._group() as group:
+        assert not memory_limit._draws(one, STAR.text, group, peak // 8, seconds=60)

@@ -53,7 +53,7 @@ def evaluation(drop: Estimate, ssim: Estimate, looks: tuple[Look, ...] = ()) -> 
 
 def side(disk_bytes: int) -> Side:
     one = Spread(1.0, 1.0, 1.0)
-    return Side(one, one, one, {}, one, one, one, one, disk_bytes, ())
+    return Side(one, one, one, {}, one, one, one, one, one, one, disk_bytes, 0.5, ())
 
 
 EVALUATION = evaluation(Estimate(-0.4, -0.7, -0.1), Estimate(0.9, 0.88, 0.91))
@@ -96,7 +96,10 @@ def test_an_open_budget_says_how_many_more_samples_it_needs() -> None:
 
 
 def test_a_sequential_evaluation_is_judged_by_its_last_look() -> None:
-    looks = (Look(20, -0.4, -1.5, 0.7, "undecided"), Look(64, -0.4, -0.9, 0.1, "undecided"))
+    looks = (
+        Look("clip_score_drop", 20, -0.4, -1.5, 0.7, "undecided"),
+        Look("clip_score_drop", 64, -0.4, -0.9, 0.1, "undecided"),
+    )
     found = evaluation(Estimate(-0.4, -0.45, -0.35), Estimate(0.9, 0.88, 0.91), looks)
     (drop,) = judge(Budgets(clip_score_drop=0.6), found, COMPONENTS)
     assert (drop.low, drop.high) == pytest.approx((-0.1, 0.9))

@@ -62,6 +62,16 @@ def test_files_and_datasets_of_other_kinds_are_read(name: str, tmp_path: Path) -
     assert set(found) == expected
 
 
+def test_categories_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("prompt,category\na fox,1\na sign,2\n")
+    assert {one.category for one in load_prompts(str(file), 2, 0)} == {"1", "2"}
+    tagged = tmp_path / "tagged.jsonl"
+    tagged.write_text('{"prompt": "a fox", "category": ["red", "animal"]}\n')
+    with pytest.raises(CalibrationError, match=r"tagged\.jsonl:1: `category` is not text"):
+        load_prompts(str(tagged), 1, 0)
+
+
 def test_what_is_neither_file_nor_dataset_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("prompt: a")

@@ -201,7 +201,7 @@ def test_the_front_has_those_that_nothing_beats(bundle: Path, tmp_path: Path) ->
 
     points = compare([bundle, changed(bundle, tmp_path / "slow", slow)]).points
     assert [(one.name, one.on_front) for one in points] == [
-        ("baseline", True),  # draws best
+        ("baseline of unet_int8", True),  # draws best
         ("unet_int8", True),
         ("slow", False),
     ]

@@ -1,5 +1,6 @@
 """report.html and compare --html in a real browser: what a reader clicks, sees and downloads."""
 
+import csv
 import json
 import random
 import shutil
@@ -87,7 +88,7 @@ def test_a_filter_an_order_and_three_ways_to_look(
     by_ssim = sorted(samples, key=lambda one: one["likeness"]["ssim"])
     assert visible(page) == [one["prompt"] for one in by_ssim]
 
-    page.select_option("#order", "clipscore")
+    page.select_option("#order", label="CLIP score, difference")
     drops = [
         (one["scores"]["clip_score"]["compressed"] - one["scores"]["clip_score"]["baseline"], one)
         for one in samples
@@ -99,7 +100,7 @@ def test_a_filter_an_order_and_three_ways_to_look(
     page.select_option("#category", kind)
     expected = {one["prompt"] for one in samples if one["category"] == kind}
     assert set(visible(page)) == expected
-    assert page.locator("#shown").inner_text() == f"{len(expected)} pairs"
+    assert page.locator("#shown").inner_text() == f"Pairs: {len(expected)}"
     page.select_option("#category", "")
 
     frame = page.locator(".frame").first
@@ -159,13 +160,18 @@ def test_every_table_is_downloadable_and_the_recipe_is_copyable(
     tables = page.locator("table").count()
     buttons = page.locator("[data-csv]")
     assert buttons.count() == tables >= 6
-    with page.expect_download() as download:
-        page.click("[data-csv=quality-table]")
-    assert download.value.suggested_filename == "quality-table.csv"
-    text = Path(download.value.path()).read_text(encoding="utf-8-sig")
-    assert text.splitlines()[1].startswith('"CLIP score"')
-    page.click("[data-copy=recipe]")
-    page.wait_for_selector("text=Copied")
+    for button in buttons.all():
+        with page.expect_download() as download:
+            button.click()
+        table = page.locator(f"#{button.get_attribute('data-csv')}")
+        text = Path(download.value.path()).read_text(encoding="utf-8-sig")
+        rows = list(csv.reader(text.splitlines()))
+        assert rows[0] == table.locator("thead th").all_text_contents()
+        assert len(rows) == table.locator("tr").count()
+    for _ in range(2):
+        page.click("[data-copy=recipe]")
+        page.wait_for_selector("[data-copy=recipe] + [role=status]:text('Copied')")
+    assert page.locator("[data-copy=recipe]").inner_text() == "Copy the recipe"
     copied = page.evaluate("navigator.clipboard.readText()")
     assert "schema: 1" in copied
     assert "name: unet_int8" in copied
@@ -201,6 +207,45 @@ def test_the_keyboard_reaches_everything(browser: Any, page_file: Path, told: li
             page.evaluate("(one => one.id || one.dataset.mode || one.type)(document.activeElement)")
         )
     assert {"category", "order", "slider", "beside", "difference", "range"} <= reached
+
+
+@pytest.mark.parametrize("status", ["failed", "undecided"])
+def test_awkward_reports_are_whole_pages(
+    browser: Any, page_file: Path, told: list[str], tmp_path: Path, status: str
+) -> None:
+    report = json.loads((page_file.parent / "report.json").read_text())
+    samples = report["samples"]
+    prompts = [
+        "<b>bold</b> & \"quoted\" 'text'", "قطة حمراء على كرسي", "word" * 100, "$x_1$ | `code`",
+    ]  # fmt: skip
+    for sample, prompt in zip(samples, prompts, strict=False):
+        sample |= {"prompt": prompt, "category": '"><i>odd</i>'}
+    samples[-1]["category"] = None
+    report |= {"status": status}
+    report["model"]["id"] = "/home/somebody/" + "models/" * 20
+    report["recipe"]["description"] = ""
+    report["budgets"][0] |= {"outcome": status, "more": 12 if status == "undecided" else None}
+    report["quality"]["layer_errors"]["layers"] = []
+    report["quality"]["looks"] = [
+        {"budget": "ssim_min", "samples": 8, "mean": 0.9, "low": 0.8, "high": 1.0,
+         "outcome": status},
+    ]  # fmt: skip
+    for side in ("baseline", "compressed"):
+        (tmp_path / "samples" / side).mkdir(parents=True)
+        for sample in samples:
+            Image.new("RGB", (96, 32), "teal").save(tmp_path / sample[side])
+    file = tmp_path / "report.html"
+    file.write_text(render_html(report, tmp_path), encoding="utf-8")
+    page = opened(browser, file, told, viewport=PHONE)
+    assert set(prompts) <= set(visible(page))
+    page.select_option("#category", '"><i>odd</i>')
+    assert len(visible(page)) == 4
+    assert page.locator(".verdict li").first.get_attribute("class") == status
+    assert page.locator("#looks-table tbody tr").count() == 1
+    box = page.locator(".frame").first.bounding_box()
+    assert box["width"] == pytest.approx(3 * box["height"], rel=0.02)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert told == []
 
 
 def test_two_hundred_pairs_stay_small_and_open_soon(

@@ -172,6 +172,8 @@ def compare(folders: tuple[Path, ...], html: Path | None, form: str | None) -> N
         html.write_text(render_comparison(found), encoding="utf-8")
     if form == "csv":
         click.echo(text.as_csv(found), nl=False)
+        for note in found.notes:
+            click.echo(note, err=True)
     elif form == "json":
         click.echo(text.as_json(found), nl=False)
     else:

@@ -53,10 +53,12 @@ def judge_interval(low: float, high: float, limit: float) -> Outcome:
 
 def decide(mean: float, low: float, high: float, samples: int, limit: float) -> Decision:
     """Judges a mean by its two-sided 95 % interval from so many samples: at least `limit`?"""
+    from scipy.stats import t
+
     outcome = judge_interval(low, high, limit)
     if outcome != "undecided":
         return Decision(outcome, None)
-    deviation = (high - low) / 2 / _quantile(1 - ALPHA / 2) * math.sqrt(samples)
+    deviation = (high - low) / 2 / float(t.isf(ALPHA / 2, samples - 1)) * math.sqrt(samples)
     needed = samples_needed(deviation, mean - limit)
     return Decision(outcome, None if needed is None else max(needed - samples, 1))
 
@@ -122,7 +124,7 @@ def _chance_below(shares: Sequence[float], bounds: Sequence[float]) -> float:
     return float(chance)
 
 
-def look(values: Array, limit: float, planned: int) -> Look:
+def look(budget: str, values: Array, limit: float, planned: int) -> Look:
     """Judges whether the mean is at least `limit` by the first of `planned` samples, float [n].
 
     n must be one of the `look_counts`. The bound is brought to Student's t by its tail's chance, so
@@ -142,7 +144,7 @@ def look(values: Array, limit: float, planned: int) -> Look:
     quantile = float(t.isf(norm.sf(bound), count - 1))
     low = mean - _skewed(quantile, skewness, count) * error
     high = mean - _skewed(-quantile, skewness, count) * error
-    return Look(count, mean, low, high, judge_interval(low, high, limit))
+    return Look(budget, count, mean, low, high, judge_interval(low, high, limit))
 
 
 def _skewed(quantile: float, skewness: float, count: int) -> float:

@@ -78,11 +78,20 @@ def changes(
     count = len(baseline.embeddings)
     distance = cmmd.cmmd(baseline.embeddings, candidate.embeddings)
     yield cmmd.metric(name), Change(Estimate(distance), count)
-    if instruments.fid_features and baseline.features is not None:
-        if candidate.features is None:
-            raise ValueError("the candidate's pictures were looked at with other instruments")
+    if instruments.fid_features:
+        if baseline.features is None or candidate.features is None:
+            raise ValueError("the pictures were looked at with other instruments")
         distance = fid.fid(baseline.features, candidate.features)
         yield fid.metric(instruments.fid_features.name), Change(Estimate(distance), count)
+
+
+def judged_values(name: str, baseline: Seen, candidate: Seen, likeness: Likeness) -> Array:
+    """What a budget is judged by, float64 [n]: differences of a picture metric, or likeness."""
+    if name in baseline.scores:
+        return np.asarray(candidate.scores[name] - baseline.scores[name])
+    if name == "clip_similarity":
+        return clip_similarity.clip_similarities(baseline.embeddings, candidate.embeddings)
+    return np.array(likeness.values[name])
 
 
 def skipped(instruments: Instruments) -> tuple[Skipped, ...]:
@@ -113,6 +122,10 @@ def _of_pictures(metric: Metric, baseline: Seen, candidate: Seen) -> Change | No
 
 def _mean_change(metric: Metric, values: Array) -> Change:
     interval = mean_interval(values)
+    low, high = interval.low, interval.high
+    if metric.kind == "pair":  # differences have other ends than the metric
+        low = low if metric.low is None else max(low, metric.low)
+        high = high if metric.high is None else min(high, metric.high)
     worst = values.min() if metric.better == "higher" else values.max()
-    estimate = Estimate(interval.mean, interval.low, interval.high)
+    estimate = Estimate(interval.mean, low, high)
     return Change(estimate, len(values), worst=float(worst))

@@ -6,6 +6,8 @@ group needs rights that not every system grants.
 """
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +39,10 @@ class _Group:
     unlimited: str
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Limits memory, and forbids to swap instead where swap can be limited."""
+        """Limits memory, and forbids to swap instead where swap can be limited.
+
+        Raises OSError where the system does not allow it, as `take` does.
+        """
         swap, limit = self.folder / self.swap, self.folder / self.limit
         together = "memsw" in self.swap  # memory and swap: never below memory alone
         if together and swap.exists():
@@ -49,6 +54,18 @@ class _Group:
     def take(self, pid: int) -> None:
         """Moves a process into the group."""
         (self.folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def require_memory_limits() -> None:
+    """Raises EvaluationError unless this system lets us set a memory limit."""
+    with _group() as group:
+        group.set_limit(2**40)
+        idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            group.take(idle.pid)
+        finally:
+            idle.kill()
+            idle.communicate()
 
 
 def least_memory_bytes(
@@ -114,11 +131,14 @@ def _group() -> Iterator[_Group]:
                 yield group
                 return
             reasons.append(f"{group.folder.parent} does not limit memory")
+        except OSError as error:
+            reasons.append(f"{group.folder}: {error.strerror}")
         finally:
             group.folder.rmdir()
     raise EvaluationError(
         "this system lets nobody here set a memory limit: "
         + ("; ".join(reasons) or "it has no control groups")
+        + ". Leave evaluate.least_memory out"
     )
 
 

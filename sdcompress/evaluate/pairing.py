@@ -37,6 +37,7 @@ def pair_up(
         samples.append(
             Sample(
                 prompt=shot.prompt.text,
+                negative_prompt=shot.prompt.negative or "",
                 category=shot.prompt.category,
                 seed=shot.seed,
                 baseline=copies[0],

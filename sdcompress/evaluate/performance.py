@@ -22,7 +22,7 @@ from sdcompress.evaluate.records import (
     Spread,
 )
 from sdcompress.ir import pipeline_bytes
-from sdcompress.memory import MemoryWatch
+from sdcompress.memory import MemoryWatch, Sampled
 from sdcompress.progress import Advance
 from sdcompress.store import read_record, write_record
 
@@ -63,7 +63,7 @@ def measure_footprint(variant: Variant, prompt: str) -> Footprint:
     """
     watch = MemoryWatch(keep=True)
     figures = measure_in_child(child_job(variant, prompt), watch.over)
-    loading = [one for one in watch.samples if one.time <= figures["loaded_at"]]
+    loading, drawing = _split(watch.samples, figures["loaded_at"])
     return Footprint(
         load_seconds=figures["load_seconds"],
         unet_step_seconds=figures["unet_step_seconds"],
@@ -71,9 +71,12 @@ def measure_footprint(variant: Variant, prompt: str) -> Footprint:
         parts_seconds=figures["parts_seconds"],
         peak_rss_bytes=figures["peak_rss_bytes"] or watch.peak_rss_bytes,
         peak_anonymous_bytes=watch.peak_anonymous_bytes,
-        load_peak_rss_bytes=max((one.rss_bytes for one in loading), default=0),
-        load_peak_anonymous_bytes=max((one.anonymous_bytes for one in loading), default=0),
+        load_peak_rss_bytes=max(one.rss_bytes for one in loading),
+        load_peak_anonymous_bytes=max(one.anonymous_bytes for one in loading),
+        draw_peak_rss_bytes=max(one.rss_bytes for one in drawing),
+        draw_peak_anonymous_bytes=max(one.anonymous_bytes for one in drawing),
         disk_bytes=pipeline_bytes(variant.folder),
+        loaded_at=figures["loaded_at"] - watch.samples[0].time,
         memory=_thinned(
             [
                 MemorySample(
@@ -85,6 +88,13 @@ def measure_footprint(variant: Variant, prompt: str) -> Footprint:
             ]
         ),
     )
+
+
+def _split(samples: Sequence[Sampled], moment: float) -> tuple[list[Sampled], list[Sampled]]:
+    """The samples until a moment and those after it; the nearest one where a part has none."""
+    before = [one for one in samples if one.time <= moment]
+    after = [one for one in samples if one.time > moment]
+    return before or after[:1], after or before[-1:]
 
 
 def child_job(variant: Variant, prompt: str) -> dict[str, Any]:
@@ -112,6 +122,7 @@ def side_of(turns: Sequence[Footprint]) -> Side:
             for part in turns[0].parts_seconds
         },
         disk_bytes=turns[0].disk_bytes,
+        loaded_at=highest.loaded_at,
         memory=highest.memory,
     )
 

@@ -16,6 +16,8 @@ TURN_FIGURES = (  # measured in every turn; a side has their spread
     "peak_anonymous_bytes",
     "load_peak_rss_bytes",
     "load_peak_anonymous_bytes",
+    "draw_peak_rss_bytes",
+    "draw_peak_anonymous_bytes",
 )
 
 
@@ -117,6 +119,7 @@ class Sample:
     """
 
     prompt: str
+    negative_prompt: str
     category: str | None
     seed: int
     baseline: Path
@@ -127,11 +130,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Look:
-    """One look of a sequential evaluation, by paired differences of the metric that decides.
+    """One look of a sequential evaluation at the values that a budget is judged by.
 
     `low` and `high` are its repeated confidence interval, which holds however often one looks.
     """
 
+    budget: str
     samples: int
     mean: float
     low: float
@@ -172,7 +176,8 @@ class Footprint:
     """One pipeline in a child process of its own.
 
     `parts_seconds` are the parts of a picture: text encoder, unet, vae_decoder and other. Peaks of
-    loading and of drawing are apart. Resident memory counts mapped weight files, which the system
+    loading and of drawing are apart; `loaded_at` is when the one ended and the other began, on the
+    clock of `memory`. Resident memory counts mapped weight files, which the system
     can reclaim; anonymous memory does not.
     """
 
@@ -184,7 +189,10 @@ class Footprint:
     peak_anonymous_bytes: int
     load_peak_rss_bytes: int
     load_peak_anonymous_bytes: int
+    draw_peak_rss_bytes: int
+    draw_peak_anonymous_bytes: int
     disk_bytes: int
+    loaded_at: float
     memory: tuple[MemorySample, ...]
 
 
@@ -199,7 +207,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Side:
-    """One side's turns put together. `memory` is that of the turn with the highest peak."""
+    """One side's turns put together. `memory` is that of the turn with the highest peak, and
+    `loaded_at` the moment in it when everything was loaded."""
 
     load_seconds: Spread
     unet_step_seconds: Spread
@@ -209,7 +218,10 @@ class Side:
     peak_anonymous_bytes: Spread
     load_peak_rss_bytes: Spread
     load_peak_anonymous_bytes: Spread
+    draw_peak_rss_bytes: Spread
+    draw_peak_anonymous_bytes: Spread
     disk_bytes: int
+    loaded_at: float
     memory: tuple[MemorySample, ...]
     least_memory_bytes: int | None = None
 

@@ -15,10 +15,11 @@ def mean_interval(
 ) -> Interval:
     """The mean of values float [n] with its bootstrap interval (BCa, Efron 1987).
 
-    Values that are all equal have an interval of no width. Raises EvaluationError for fewer than
-    two values, or values that are not finite.
+    The bootstrap knows only what was drawn, so its interval of few samples is too narrow: neither
+    end lies further in than Student's t puts it. Values that are all equal have an interval of no
+    width. Raises EvaluationError for fewer than two values, or values that are not finite.
     """
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap, t
 
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
@@ -28,6 +29,8 @@ def mean_interval(
     mean = float(values.mean())
     if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean)
+    half = float(t.isf((1 - confidence) / 2, len(values) - 1) * values.std(ddof=1))
+    half /= len(values) ** 0.5
     interval = bootstrap(
         (values,),
         np.mean,
@@ -36,7 +39,9 @@ def mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high))
+    # The bootstrap of two or three values may have no ends at all.
+    low, high = np.fmin(interval.low, mean - half), np.fmax(interval.high, mean + half)
+    return Interval(mean, float(low), float(high))
 
 
 def paired_difference(baseline: Array, candidate: Array, *, resamples: int = 10_000) -> Interval:

@@ -8,11 +8,13 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LONGEST_LABEL = 28
 _INK, _GRID = "#010203", "#010204"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 BASELINE, COMPRESSED = SERIES[0], SERIES[1]
@@ -36,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _GRID,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names are the user's
 }
 
 
@@ -66,10 +69,12 @@ def sqnr_chart(report: Mapping[str, Any]) -> str:
 def layers_chart(report: Mapping[str, Any]) -> str:
     """SQNR of every layer's output in graph order, coloured by the layer's precision."""
     layers = report["quality"]["layer_errors"]["layers"]
+    if not layers:
+        return "<p>The two UNets share no layer names, so their layers cannot be compared.</p>"
     kinds = list(dict.fromkeys(layer["precision"] for layer in layers))
 
     def draw(axes: "Axes") -> None:
-        for kind, colour in zip(kinds, SERIES * 2, strict=False):
+        for kind, colour in zip(kinds, cycle(SERIES)):
             points = [
                 (i, one["sqnr_db"]) for i, one in enumerate(layers) if one["precision"] == kind
             ]
@@ -110,7 +115,7 @@ def memory_chart(report: Mapping[str, Any]) -> str:
             whole = [(one[1] + one[2]) / 1e6 for one in side["memory"]]
             axes.plot(seconds, whole, color=colour, label=f"{name}, with mapped files")
             axes.plot(seconds, anonymous, ":", color=colour, label=f"{name}, anonymous")
-            axes.axvline(side["load_seconds"] + side["memory"][0][0], color=colour, lw=0.8, ls="--")
+            axes.axvline(side["loaded_at"], color=colour, lw=0.8, ls="--")
         axes.set(xlabel="seconds since the process began (dashed: loaded)", ylabel="MB")
         axes.set_ylim(bottom=0)
         _legend_above(axes, 2)
@@ -151,11 +156,16 @@ def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, y
         for name, x, y, best in points:
             colour = SERIES[1] if best else SERIES[0]
             axes.scatter([x], [y], color=colour, s=36)
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5))
+            axes.annotate(_shortened(name), (x, y), textcoords="offset points", xytext=(6, 5))
         axes.margins(0.18)
         axes.set(xlabel=xlabel, ylabel=ylabel)
 
     return _svg(f"{ylabel} against {xlabel}", draw)
+
+
+def _shortened(name: str) -> str:
+    """Long names would leave no room for the points."""
+    return name if len(name) <= _LONGEST_LABEL else f"…{name[1 - _LONGEST_LABEL :]}"
 
 
 def _legend_above(axes: "Axes", columns: int) -> None:

@@ -126,10 +126,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise InputError(f"{file}: not a report of schema {SCHEMA}; run the evaluation again")
     try:
-        for figure in _FIGURES:
-            figure.read(report)
-        for _, _, read in _MUST_AGREE:
-            read(report)
+        alone, clear = {"": report}, {"": _obstacles(report, report)}
+        list(_rows(alone, clear))
+        list(_points(alone, clear))
         _scores(report, "clip_score")
     except (KeyError, TypeError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise InputError(
@@ -162,9 +161,15 @@ def _notes(obstacles: Obstacles, first: str) -> Iterator[str]:
 
 
 def _rows(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Row]:
-    for figure in _FIGURES:
+    for figure in (*_FIGURES[:_BEFORE_METRICS], *_metrics(reports), *_FIGURES[_BEFORE_METRICS:]):
         values = {name: figure.read(report) for name, report in reports.items()}
-        fair = [name for name in reports if not obstacles[name][figure.group]]
+        by = {name: figure.made_by(report) for name, report in reports.items()}
+        first = next((one for one in by.values() if one), None)
+        fair = [
+            name
+            for name in reports
+            if not obstacles[name][figure.group] and by[name] in (None, first)
+        ]
         best = _best({name: values[name] for name in fair}, figure)
         yield Row(
             figure.name,
@@ -180,14 +185,32 @@ def _rows(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Row]:
         )
 
 
+def _metrics(reports: Mapping[str, Any]) -> Iterator["_Figure"]:
+    """A figure for every metric that any of the reports has."""
+    cards = {
+        one["name"]: one for report in reports.values() for one in report["quality"]["metrics"]
+    }
+    for name, card in cards.items():
+        sign = "+" if card["kind"] == "picture" else ""
+        title = f"{card['title']}, difference" if card["kind"] == "picture" else card["title"]
+        yield _Figure(
+            f"{title}, {card['unit']}" if card["unit"] else title,
+            f"{{:{sign}.{card['digits']}f}}",
+            "high" if card["better"] == "higher" else "low",
+            "pictures",
+            _of_metric(name, "value"),
+            _of_metric(name, "made_by"),
+        )
+
+
 def _best(values: Mapping[str, Any], figure: "_Figure") -> set[str]:
     """Those that show the best value; none when all show the same or nothing is better."""
-    texts = {figure.text(value) for value in values.values()}
+    known = {name: value for name, value in values.items() if value is not None}
+    texts = {figure.text(value) for value in known.values()}
     if figure.better == "none" or len(texts) < 2:
         return set()
-    pick = min if figure.better == "low" else max
-    shown = figure.text(pick(value for value in values.values() if value is not None))
-    return {name for name, value in values.items() if figure.text(value) == shown}
+    shown = figure.text((min if figure.better == "low" else max)(known.values()))
+    return {name for name, value in known.items() if figure.text(value) == shown}
 
 
 def _differences(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Difference]:
@@ -209,8 +232,17 @@ def _differences(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[D
             yield Difference(name, metric["title"], len(shared), found.mean, found.low, found.high)
 
 
-def _scores(report: Any, metric: str) -> dict[tuple[str, int], float]:
-    """A metric's value of each compressed picture, or each pair, by prompt and seed."""
+def _shot(sample: Any) -> tuple[str, str, int]:
+    return sample["prompt"], sample["negative_prompt"], sample["seed"]
+
+
+def _identity(report: Any) -> tuple[Any, ...]:
+    model = report["model"]
+    return model["revision"], model["variant"], model["loras"]
+
+
+def _scores(report: Any, metric: str) -> dict[tuple[str, str, int], float]:
+    """A metric's value of each compressed picture, or each pair, by prompts and seed."""
     found = {}
     for sample in report["samples"]:
         if metric in sample["scores"]:
@@ -219,28 +251,31 @@ def _scores(report: Any, metric: str) -> dict[tuple[str, int], float]:
             value = sample["likeness"][metric]
         else:
             continue
-        found[sample["prompt"], sample["seed"]] = value
+        found[_shot(sample)] = value
     return found
 
 
 def _points(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Point]:
-    """The comparable reports, and the baseline of the first as one more."""
-    first = next(iter(reports.values()))
-    sides = [("baseline", first, "baseline")]
-    sides += [
-        (name, report, "compressed")
-        for name, report in reports.items()
-        if not obstacles[name]["clip"] and not obstacles[name]["performance"]
-    ]
-    places = [
+    """The comparable reports, and the baseline of the first as one more.
+
+    Time and memory are those of that baseline times each report's own ratio, so that what the
+    machine did between the runs cancels.
+    """
+    name, first = next(iter(reports.items()))
+    costs = first["performance"]["baseline"]
+    seconds, memory = costs["image_seconds"], costs["peak_rss_bytes"]
+    quality = first["quality"]["clip_score"]["baseline"]
+    places = [(f"baseline of {name}", quality, seconds, memory, costs["disk_bytes"])]
+    places += [
         (
             name,
-            report["quality"]["clip_score"][side],
-            report["performance"][side]["image_seconds"],
-            report["performance"][side]["peak_rss_bytes"],
-            report["performance"][side]["disk_bytes"],
+            report["quality"]["clip_score"]["compressed"],
+            seconds * report["performance"]["ratios"]["image_seconds"]["median"],
+            memory * report["performance"]["ratios"]["peak_rss_bytes"]["median"],
+            report["performance"]["compressed"]["disk_bytes"],
         )
-        for name, report, side in sides
+        for name, report in reports.items()
+        if not obstacles[name]["clip"] and not obstacles[name]["performance"]
     ]
     for place in places:
         beaten = any(dominates(other[1:], place[1:]) for other in places if other is not place)
@@ -261,6 +296,7 @@ class _Figure:
     better: Literal["low", "high", "none"]
     group: Group
     read: Callable[[Any], Any]
+    made_by: Callable[[Any], Any] = lambda _: None  # figures that others made are no match
 
     def text(self, value: Any) -> str:
         return "-" if value is None else self.form.format(value)
@@ -279,10 +315,10 @@ def _speed(key: str) -> Callable[[Any], float]:
     return lambda report: 1 / float(report["performance"]["ratios"][key]["median"])
 
 
-def _metric(name: str) -> Callable[[Any], Any]:
+def _of_metric(name: str, key: str) -> Callable[[Any], Any]:
     def read(report: Any) -> Any:
         found = [one for one in report["quality"]["metrics"] if one["name"] == name]
-        return found[0]["value"] if found else None
+        return found[0][key] if found else None
 
     return read
 
@@ -293,11 +329,11 @@ def _compressed(key: str, scale: float) -> Callable[[Any], Any]:
 
 _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
     (("clip",), "CLIP scorers", lambda r: r["quality"]["clip_score"]["scorer"]),
-    (("clip", "pictures", "performance"), "models", lambda r: r["model"]["revision"]),
+    (("clip", "pictures", "performance"), "models", _identity),
     (
         ("clip", "pictures"),
         _PROMPTS,
-        lambda r: [(sample["prompt"], sample["seed"]) for sample in r["samples"]],
+        lambda r: [_shot(sample) for sample in r["samples"]],
     ),
     (("clip", "pictures", "performance"), "sampling settings", lambda r: r["recipe"]["sampling"]),
     (
@@ -306,12 +342,13 @@ _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
         lambda r: (r["environment"]["cpu"], r["environment"]["threads"]),
     ),
     (("performance",), "devices", lambda r: r["environment"]["device"]),
+    (("performance",), "OpenVINO", lambda r: r["environment"]["packages"]["openvino"]),
 )
+_BEFORE_METRICS = 4  # so many figures stand above those of the metrics
 _FIGURES = (
     _Figure("status", "{}", "none", "other", lambda r: r["status"]),
     _Figure("UNet method", "{}", "none", "other", lambda r: r["components"]["unet"]["method"]),
     _Figure("CLIP score", "{:.2f}", "high", "clip", _path("quality", "clip_score", "compressed")),
-    _Figure("CLIP difference", "{:+.3f}", "high", "clip", _metric("clip_score")),
     _Figure(
         "CLIP 95 % low",
         "{:+.3f}",
@@ -319,11 +356,6 @@ _FIGURES = (
         "clip",
         lambda r: r["quality"]["clip_score"]["ci95"][0],
     ),
-    _Figure("CLIP similarity", "{:.4f}", "high", "clip", _metric("clip_similarity")),
-    _Figure("CMMD", "{:.4f}", "low", "clip", _metric("cmmd")),
-    _Figure("checker difference, %", "{:+.1f}", "high", "pictures", _metric("checker")),
-    _Figure("SSIM, mean", "{:.4f}", "high", "pictures", _metric("ssim")),
-    _Figure("PSNR, mean dB", "{:.2f}", "high", "pictures", _metric("psnr_db")),
     _Figure(
         "UNet SQNR, worst dB",
         "{:.1f}",
@@ -347,8 +379,8 @@ _FIGURES = (
         "performance",
         _compressed("peak_anonymous_bytes", 1e-6),
     ),
-    _Figure("load s", "{:.2f}", "low", "performance", _compressed("load_seconds", 1.0)),
-    _Figure("picture s", "{:.3f}", "low", "performance", _compressed("image_seconds", 1.0)),
+    _Figure("load s", "{:.2f}", "none", "performance", _compressed("load_seconds", 1.0)),
+    _Figure("picture s", "{:.3f}", "none", "performance", _compressed("image_seconds", 1.0)),
     _Figure("UNet step speed-up", "{:.2f}", "high", "performance", _speed("unet_step_seconds")),
     _Figure("picture speed-up", "{:.2f}", "high", "performance", _speed("image_seconds")),
 )

@@ -19,6 +19,7 @@ def render_comparison(comparison: Comparison) -> str:
         "comparison.html.j2",
         comparison=comparison,
         difference_rows=list(_difference_rows(comparison)),
+        front_rows=list(_front_rows(comparison)),
         charts=[(label, _front(comparison, key, label, scale)) for label, key, scale in _COSTS],
     )
 
@@ -31,6 +32,13 @@ def _front(comparison: Comparison, key: str, label: str, scale: float) -> str:
         for name, x, y in places
     ]
     return front_chart(points, label, "CLIP score")
+
+
+def _front_rows(comparison: Comparison) -> Iterator[Sequence[str]]:
+    yield "report", "CLIP score", *(label for label, _, _ in _COSTS), "beaten in everything"
+    for one in comparison.points:
+        costs = (f"{getattr(one, key) * scale:.3f}" for _, key, scale in _COSTS)
+        yield one.name, f"{one.quality:.2f}", *costs, "no" if one.on_front else "yes"
 
 
 def _difference_rows(comparison: Comparison) -> Iterator[Sequence[str]]:

@@ -15,11 +15,12 @@ def as_csv(comparison: Comparison) -> str:
     writer.writerow(["figure", *comparison.names])
     for row in comparison.rows:
         writer.writerow([row.name, *(_plain(cell) for cell in row.cells)])
-    for one in comparison.differences:
-        column = comparison.names.index(one.name)
-        cells = [""] * len(comparison.names)
-        cells[column] = f"{one.mean:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
-        writer.writerow([f"{one.metric} - {comparison.names[0]}'s", *cells])
+    for metric in dict.fromkeys(one.metric for one in comparison.differences):
+        found = {one.name: one for one in comparison.differences if one.metric == metric}
+        for part in ("mean", "low", "high", "samples"):
+            values = [getattr(found[one], part) if one in found else "" for one in comparison.names]
+            title = f"{metric}, paired difference from {comparison.names[0]}: {part}"
+            writer.writerow([title, *values])
     return stream.getvalue()
 
 
@@ -31,22 +32,25 @@ def as_json(comparison: Comparison) -> str:
 def render(comparison: Comparison) -> None:
     """Prints the comparison as tables, the best values bold and starred."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    table = Table("", *comparison.names)
+    table = Table("", *map(escape, comparison.names))
     for row in comparison.rows:
-        table.add_row(row.name, *(_rich(cell) for cell in row.cells))
+        table.add_row(escape(row.name), *(_rich(cell) for cell in row.cells))
     console.print(table)
     if comparison.differences:
         paired = Table("paired difference", "metric", "mean", "95 % interval", "pairs")
         for one in comparison.differences:
             interval = f"{one.low:+.3f} to {one.high:+.3f}"
-            label = f"{one.name} - {comparison.names[0]}"
-            paired.add_row(label, one.metric, f"{one.mean:+.3f}", interval, str(one.samples))
+            label = escape(f"{one.name} - {comparison.names[0]}")
+            paired.add_row(
+                label, escape(one.metric), f"{one.mean:+.3f}", interval, str(one.samples)
+            )
         console.print(paired)
     for note in comparison.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
 
 
 def _plain(cell: Cell) -> str:

@@ -120,6 +120,7 @@ def _side(side: Side) -> dict[str, Any]:
         **{name: _whole(name, one.median) for name, one in spreads.items()},
         "disk_bytes": side.disk_bytes,
         "least_memory_bytes": side.least_memory_bytes,
+        "loaded_at": round(side.loaded_at, 3),
         "parts_seconds": dict(side.parts_seconds),
         "spread": {
             name: [_whole(name, one.low), _whole(name, one.high)] for name, one in spreads.items()
@@ -137,6 +138,7 @@ def _whole(name: str, value: float) -> float | int:
 def _sample(folder: Path, sample: Sample) -> dict[str, Any]:
     return {
         "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
         "category": sample.category,
         "seed": sample.seed,
         "baseline": sample.baseline.relative_to(folder).as_posix(),

@@ -32,7 +32,8 @@ def render_html(report: Mapping[str, Any], folder: Path) -> str:
         one["name"]: 1 if one["better"] == "higher" else -1 for one in report["quality"]["metrics"]
     }
     samples = [_sample(one, signs, folder) for one in report["samples"]]
-    samples.sort(key=lambda one: one["order"]["ssim"])
+    orders = _orders(report)
+    samples.sort(key=lambda one: one["ranks"]["ssim"])
     return render_page(
         "report.html.j2",
         report=report,
@@ -44,7 +45,7 @@ def render_html(report: Mapping[str, Any], folder: Path) -> str:
         cards=list(_cards(report)),
         samples=samples,
         categories=sorted(Counter(one["category"] for one in samples if one["category"]).items()),
-        orders=_orders(report),
+        orders=orders,
         charts={
             "sqnr": charts.sqnr_chart(report),
             "layers": charts.layers_chart(report),
@@ -87,7 +88,7 @@ def _cards(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         "before": f"{clip['baseline']:.2f}",
         "after": f"{clip['compressed']:.2f}",
         "change": f"{clip['difference']:+.2f} (95 %: {low:+.2f} to {high:+.2f})",
-        "fine": f"{clip['samples']} pairs of pictures",
+        "fine": f"means over {clip['samples']} pairs of pictures",
     }
     performance = report["performance"]
     for key, title, scale, unit, digits in (
@@ -98,7 +99,8 @@ def _cards(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         before, after = (performance[side][key] for side in ("baseline", "compressed"))
         fine = "the files that drawing needs"
         if key in performance["ratios"]:
-            fine = f"medians of {report['recipe']['evaluate']['timed_images']} turns of each side"
+            turns = report["recipe"]["evaluate"]["timed_images"]
+            fine = f"medians of {turns} turns; ratio of neighbouring turns, least to most"
         yield {
             "title": title,
             "before": f"{before * scale:.{digits}f} {unit}",
@@ -113,12 +115,7 @@ def _orders(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = [one for one in report["quality"]["metrics"] if one["kind"] != "set"]
     metrics.sort(key=lambda one: one["name"] != "ssim")
     suffix = {"pair": "", "picture": ", difference"}
-    return [(_attribute(one["name"]), one["title"] + suffix[one["kind"]]) for one in metrics]
-
-
-def _attribute(name: str) -> str:
-    """A metric's name as part of a data attribute, which scripts read without underscores."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    return [(one["name"], one["title"] + suffix[one["kind"]]) for one in metrics]
 
 
 def _sample(sample: Mapping[str, Any], signs: Mapping[str, int], folder: Path) -> dict[str, Any]:
@@ -142,7 +139,7 @@ def _sample(sample: Mapping[str, Any], signs: Mapping[str, int], folder: Path) -
         "after": after,
         "width": size[0],
         "height": size[1],
-        "order": {_attribute(name): round(value, 6) for name, value in ranks.items()},
+        "ranks": {name: round(value, 6) for name, value in ranks.items()},
         "figures": f"SSIM {likeness['ssim']:.3f}, PSNR {likeness['psnr_db']:.1f} dB, CLIP score "
         f"{clip['baseline']:.1f} → {clip['compressed']:.1f}",
     }
@@ -166,10 +163,11 @@ def _layer_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 
 
 def _looks_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    yield "pictures", "mean", "repeated 95 % interval", "outcome"
+    yield "budget", "pictures", "mean", "repeated 95 % interval", "outcome"
     for look in report["quality"]["looks"]:
         interval = f"{look['low']:+.3f} to {look['high']:+.3f}"
-        yield str(look["samples"]), f"{look['mean']:+.3f}", interval, look["outcome"]
+        mean = f"{look['mean']:+.3f}"
+        yield look["budget"], str(look["samples"]), mean, interval, look["outcome"]
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ _NAMES = {
     "peak_anonymous_bytes": ("peak anonymous memory", "MB", 0),
     "load_peak_rss_bytes": ("peak resident memory while loading", "MB", 0),
     "load_peak_anonymous_bytes": ("peak anonymous memory while loading", "MB", 0),
+    "draw_peak_rss_bytes": ("peak resident memory while drawing", "MB", 0),
+    "draw_peak_anonymous_bytes": ("peak anonymous memory while drawing", "MB", 0),
     "least_memory_bytes": ("smallest memory limit that suffices", "MB", 0),
     "disk_bytes": ("size on disk", "MB", 1),
 }
@@ -22,7 +24,8 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     recipe, model = report["recipe"], report["model"]
     parts = [
         f"# {recipe['name']}: {report['status']}",
-        f"{recipe['description']}. Model `{model['id']}` at `{model['revision']}`.",
+        " ".join([*_sentence(recipe["description"]), f"Model `{model['id']}`"])
+        + f" at `{model['revision']}`.",
         *_section("Budgets", budget_rows(report)),
         *_section("Quality", quality_rows(report)),
         *_notes(report),
@@ -37,10 +40,15 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _sentence(text: str) -> list[str]:
+    return [f"{text.rstrip('.')}."] if text else []
+
+
 def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
     header, *body = rows
     lines = [header, tuple("---" for _ in header), *body]
-    return [f"## {title}", "\n".join("| " + " | ".join(row) + " |" for row in lines)]
+    cells = ((cell.replace("|", "\\|") for cell in row) for row in lines)
+    return [f"## {title}", "\n".join("| " + " | ".join(row) + " |" for row in cells)]
 
 
 def budget_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -165,7 +173,7 @@ def sqnr_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     columns = [
         quality[f"{what}_sqnr{kind}_db"] for what in ("unet", "latents") for kind in ("", "_floor")
     ]
-    yield "timestep", "UNet output", "floor", "latents", "floor"
+    yield "timestep", "UNet output", "its floor", "latents", "their floor"
     for timestep in columns[0]:
         yield timestep, *(f"{one[timestep]:.1f} dB" if one else "-" for one in columns)
 

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import quick_recipe
 
 from sdcompress.assessment import evaluate
 from sdcompress.cli import main
-from sdcompress.errors import BundleError, CalibrationError, QualityUndecided
+from sdcompress.errors import (
+    BundleError,
+    CalibrationError,
+    EvaluationError,
+    InputError,
+    QualityUndecided,
+)
 from sdcompress.progress import Advance, SilentProgress
+from sdcompress.report.document import SCHEMA_FILE
 from sdcompress.workflow import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
@@ -32,6 +41,10 @@ class Drawn(SilentProgress):
         yield lambda done, total: told.append(done)
         if name == "draw":
             self.kept[detail] = told[0] if told[0] > 1 else 0
+
+
+def require_valid(report: dict) -> None:
+    jsonschema.validate(report, json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
 
 def report_of(folder: Path) -> dict:
@@ -100,6 +113,7 @@ def test_any_folder_is_judged_against_any_other(
     assert result.exit_code == 0, result.output
     assert set(store.glob("pictures-*/*.png")) == drawn
     report = report_of(output)
+    require_valid(report)
     assert report["model"]["id"] == "exported"
     assert report["components"]["unet"]["method"] == "as found"
     by_prompt = {(s["prompt"], s["seed"]): s for s in report_of(bundle)["samples"]}
@@ -123,19 +137,82 @@ def test_prompts_it_was_calibrated_on_are_refused(bundle: Path, tmp_path: Path) 
 
 
 def test_too_few_pictures_leave_it_undecided(build_folder: Path, bundle: Path) -> None:
-    overrides = (*FEW, "budgets={clip_score_drop: 10}")
-    with pytest.raises(QualityUndecided, match=r"more pictures would decide|so close to the limit"):
-        evaluate(bundle, build_folder / "open", overrides=overrides)
-    assert QualityUndecided.exit_code == 4
-    assert report_of(build_folder / "open")["status"] == "undecided"
+    output = build_folder / "open"
+    overrides = (*FEW, "budgets={clip_score_drop: 0.5}")
+    with pytest.raises(QualityUndecided, match=r"about \d+ more pictures .* evaluate\.prompt"):
+        evaluate(bundle, output, overrides=overrides)
+    report = report_of(output)
+    assert report["status"] == "undecided"
+    assert (output / "report/report.html").exists()
+    require_valid(report)
+
+
+@pytest.mark.parametrize(("budget", "code"), [("clip_score_drop: 0.5", 4), ("ssim_min: 1.0", 3)])
+def test_a_verdict_is_an_exit_code(
+    build_folder: Path, bundle: Path, budget: str, code: int
+) -> None:
+    command = ["evaluate", str(bundle), "--output", str(build_folder / "coded")]
+    for one in (*FEW, f"budgets={{{budget}}}"):
+        command += ["--set", one]
+    assert CliRunner().invoke(main, command).exit_code == code
+
+
+def test_what_is_judged_is_not_written_over(bundle: Path) -> None:
+    with pytest.raises(InputError, match="is what is judged"):
+        evaluate(bundle, bundle)
+    with pytest.raises(InputError, match="is what is judged"):
+        evaluate(bundle, bundle / "evaluation")
+    assert (bundle / "manifest.json").exists()
+
+
+def test_what_cannot_draw_is_refused_at_once(
+    build_folder: Path, bundle: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "no decoder"
+    shutil.copytree(
+        bundle, broken, ignore=shutil.ignore_patterns("manifest.json", "report", "vae_decoder")
+    )
+    progress = Drawn()
+    with pytest.raises(BundleError, match="incomplete, missing: vae_decoder"):
+        evaluate(broken, build_folder / "x", against=bundle, progress=progress)
+    assert progress.kept == {}
+
+
+def test_features_that_a_user_brings_along_give_fid_with_its_yardsticks(
+    build_folder: Path, bundle: Path, tmp_path: Path
+) -> None:
+    import openvino as ov
+    from openvino import opset13 as opset
+
+    picture = opset.parameter([1, 3, -1, -1], np.float32)
+    means = opset.reduce_mean(picture, np.array([2, 3]), keep_dims=False)
+    network = tmp_path / "features.xml"
+    ov.save_model(ov.Model([means], [picture]), network)
+    overrides = ("evaluate.prompts=2", f"evaluate.fid_features={network}")
+    run = evaluate(bundle, build_folder / "featured", overrides=overrides)
+    quality = report_of(run.output)["quality"]
+    (fid,) = [one for one in quality["metrics"] if one["name"] == "fid"]
+    assert set(fid["yardsticks"]) == set(quality["yardsticks"])  # of as many pictures
+    assert "features.xml" in fid["made_by"]
+    assert [one["name"] for one in quality["skipped"]] == ["LPIPS"]
+    # The same file in another role is something else.
+    with pytest.raises(EvaluationError, match="has 1 inputs instead of 2"):
+        overrides = ("evaluate.prompts=2", f"evaluate.lpips={network}")
+        evaluate(bundle, build_folder / "featured", overrides=overrides)
 
 
 def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bundle: Path) -> None:
     overrides = (
         "evaluate.prompts=80", "evaluate.sequential=true", "evaluate.yardstick_prompts=0",
-        "evaluate.sqnr_prompts=1", "budgets={clip_score_drop: 30}",
+        "evaluate.sqnr_prompts=1", "budgets={clip_score_drop: 30, ssim_min: 0.3}",
     )  # fmt: skip
     run = evaluate(bundle, build_folder / "sequential", overrides=overrides)
     looks = run.evaluation.quality.looks
-    assert [look.outcome for look in looks] == ["undecided"] * (len(looks) - 1) + ["passed"]
-    assert len(run.evaluation.samples) == looks[-1].samples < 80
+    by_budget = {
+        budget: [one for one in looks if one.budget == budget]
+        for budget in ("clip_score_drop", "ssim_min")
+    }
+    for found in by_budget.values():
+        assert [one.outcome for one in found][-1] == "passed"
+        assert len(run.evaluation.samples) == found[-1].samples < 80
+    require_valid(report_of(run.output))

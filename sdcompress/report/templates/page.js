@@ -14,11 +14,11 @@ if (wall) {
       pair.hidden = category.value !== "" && pair.dataset.category !== category.value;
       count += pair.hidden ? 0 : 1;
     }
-    shown.textContent = `${count} pairs`;
+    shown.textContent = `Pairs: ${count}`;
   };
   const sort = () => {
     // The smallest number is the worst pair; what a prompt does not state has none.
-    const rank = (pair) => Number(pair.dataset[order.value] ?? Infinity);
+    const rank = (pair) => Number(pair.getAttribute(`data-rank-${order.value}`) ?? Infinity);
     wall.append(...pairs.sort((one, other) => (rank(one) < rank(other) ? -1 : rank(one) > rank(other) ? 1 : 0)));
   };
   category.addEventListener("change", filter);
@@ -53,18 +53,17 @@ for (const button of all("[data-csv]")) {
 for (const button of all("[data-copy]")) {
   button.addEventListener("click", async () => {
     const source = document.getElementById(button.dataset.copy);
-    const before = button.textContent;
+    const told = button.nextElementSibling;
     try {
       await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
+      told.textContent = "Copied";
     } catch {
       // The page may not write to the clipboard: select the text, so that one key press copies it.
       const range = document.createRange();
       range.selectNodeContents(source);
       getSelection().removeAllRanges();
       getSelection().addRange(range);
-      button.textContent = "Selected; press Ctrl+C";
+      told.textContent = "Selected: press Ctrl+C";
     }
-    setTimeout(() => { button.textContent = before; }, 2000);
   });
 }
