@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluate import memory_limit
 from sdcompress.evaluate.clip_score import Clip, ClipScorer, locate_scorer
 from sdcompress.evaluate.clip_similarity import clip_similarities
 from sdcompress.evaluate.cmmd import cmmd

@@ -99,6 +99,7 @@ def test_a_sequential_evaluation_is_judged_by_its_last_look() -> None:
     looks = (
         Look("clip_score_drop", 20, -0.4, -1.5, 0.7, "undecided"),
         Look("clip_score_drop", 64, -0.4, -0.9, 0.1, "undecided"),
+        Look("ssim_min", 64, 0.9, 0.85, 0.92, "undecided"),
     )
     found = evaluation(Estimate(-0.4, -0.45, -0.35), Estimate(0.9, 0.88, 0.91), looks)
     (drop,) = judge(Budgets(clip_score_drop=0.6), found, COMPONENTS)
