@@ -156,7 +156,10 @@ def _against_other(
     for side in (other, judged):
         read_layout(side.folder)  # says what is missing
         require_scheduler(side.folder, recipe.sampling.scheduler)
-    judging = find_judging(recipe, _calibrated_on(judged, progress))
+    calibrated = _calibrated_on(judged, progress)
+    if other.manifest:
+        calibrated += _calibrated_on(other, progress)
+    judging = find_judging(recipe, calibrated)
     with opened_store(target, fresh=fresh) as store:
         result = store.scratch / "result"
         result.mkdir()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import CalibrationError, EvaluationError
+from sdcompress.evaluate import fid
 from sdcompress.evaluate.checker import speaks_of_scenes
 from sdcompress.evaluate.clip_score import ClipScorer, locate_scorer
 from sdcompress.evaluate.looking import Instruments
+from sdcompress.evaluate.lpips import Lpips
 from sdcompress.evaluate.memory_limit import require_memory_limits
 from sdcompress.evaluate.plugins import find_plugins
 from sdcompress.prompts import Prompt, draw_prompts, read_prompts
@@ -40,12 +42,18 @@ def find_judging(recipe: Recipe, calibrated_on: Sequence[Prompt]) -> Judging:
     if not chosen.allow_overlap:
         _require_disjoint(calibrated_on, prompts)
     find_plugins(chosen.scorers)
+    features = _file(chosen.fid_features, "evaluate.fid_features")
+    distance = _file(chosen.lpips, "evaluate.lpips")
+    if features:
+        fid.load(features)
+    if distance:
+        Lpips(distance)
     instruments = Instruments(
         scorer=_scorer(recipe),
         checker=speaks_of_scenes([one.text for one in prompts]),
         plugins=tuple(chosen.scorers),
-        fid_features=_file(chosen.fid_features, "evaluate.fid_features"),
-        lpips=_file(chosen.lpips, "evaluate.lpips"),
+        fid_features=features,
+        lpips=distance,
     )
     return Judging(prompts, len(available), instruments)
 

@@ -65,6 +65,8 @@ def locate_scorer(scorer: str) -> ClipScorer:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise EvaluationError(_unusable(scorer, "the folder has no config.json"))
+        if not any(folder.glob("*.safetensors")):
+            raise EvaluationError(_unusable(scorer, "the folder has no .safetensors file"))
         return ClipScorer(scorer, folder)
     from huggingface_hub import snapshot_download
 

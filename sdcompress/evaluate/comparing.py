@@ -10,6 +10,7 @@ import numpy as np
 from sdcompress.evaluate import clip_similarity, cmmd, fid, lpips, ms_ssim, psnr, ssim
 from sdcompress.evaluate.looking import Instruments, Seen
 from sdcompress.evaluate.metrics import Metric
+from sdcompress.evaluate.network import named
 from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.evaluate.records import Change, Estimate, Skipped
 from sdcompress.evaluate.statistics import mean_interval
@@ -27,7 +28,7 @@ class Likeness:
 def pixel_metrics(instruments: Instruments) -> tuple[Metric, ...]:
     """The metrics that compare the two pictures of a pair pixel by pixel or through a network."""
     network = instruments.lpips
-    learned = (lpips.metric(network.name),) if network else ()
+    learned = (lpips.metric(named(network)),) if network else ()
     return (psnr.METRIC, ssim.METRIC, ms_ssim.METRIC, *learned)
 
 
@@ -82,7 +83,7 @@ def changes(
         if baseline.features is None or candidate.features is None:
             raise ValueError("the pictures were looked at with other instruments")
         distance = fid.fid(baseline.features, candidate.features)
-        yield fid.metric(instruments.fid_features.name), Change(Estimate(distance), count)
+        yield fid.metric(named(instruments.fid_features)), Change(Estimate(distance), count)
 
 
 def judged_values(name: str, baseline: Seen, candidate: Seen, likeness: Likeness) -> Array:

@@ -31,7 +31,7 @@ def metric(features: str) -> Metric:
         "comparable only for the same features and the same number of pictures",
         low=0.0,
         high=None,
-        made_by=features,
+        made_by=f"{features}; pictures in 0..255, resized (Pillow, bicubic) if it fixes a size",
     )
 
 
@@ -42,8 +42,13 @@ def features(files: Sequence[Path], network: Path) -> Array:
     Pictures are resized to the size that it fixes, if it does (Pillow, bicubic). Raises
     EvaluationError when it cannot take them.
     """
-    extract = Network(network, "evaluate.fid_features", inputs=1)
+    extract = load(network)
     return np.array([extract([_fitted(file, extract.size)]).reshape(-1) for file in files])
+
+
+def load(network: Path) -> Network:
+    """Reads a feature network. Raises EvaluationError when the file is none."""
+    return Network(network, "evaluate.fid_features", inputs=1)
 
 
 def _fitted(file: Path, size: tuple[int, int] | None) -> Array:

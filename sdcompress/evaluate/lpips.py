@@ -1,8 +1,7 @@
 """Learned perceptual distance between the pictures of a pair, where its network is at hand.
 
 LPIPS (Zhang et al., arXiv:1801.03924) needs the trained weights of a feature network, which cannot
-ship with this package. They are given as an OpenVINO IR or
-ONNX file.
+ship with this package. They are given as an OpenVINO IR or ONNX file.
 """
 
 from pathlib import Path

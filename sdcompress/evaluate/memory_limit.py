@@ -21,6 +21,7 @@ from sdcompress.child import measure_in_child
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.performance import child_job
 from sdcompress.evaluate.pictures import Variant
+from sdcompress.ir import pipeline_files
 from sdcompress.progress import Advance
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -98,6 +99,7 @@ def _draws(
 ) -> bool:
     """Tells whether a child draws a picture with so much memory, and in so much time."""
     group.set_limit(limit_bytes)
+    _forget(variant.folder)
 
     @contextmanager
     def confined(pid: int) -> Iterator[None]:
@@ -114,6 +116,19 @@ def _draws(
     except EvaluationError:
         return False
     return True
+
+
+def _forget(folder: Path) -> None:
+    """Has the system drop what it keeps in memory of a pipeline's files.
+
+    It counts cached pages against whoever read them first, so the child would get them for free.
+    """
+    for file in pipeline_files(folder):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Networks that users bring along as OpenVINO IR or ONNX: no code in them, and no other package."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from openvino import properties
 from sdcompress.errors import EvaluationError
 
 Array = np.ndarray[Any, Any]
+
+
+def named(file: Path) -> str:
+    """A network's name for reports: two files of the same name may hold different weights."""
+    weights = file.with_suffix(".bin")
+    with (weights if weights.is_file() else file).open("rb") as stream:
+        return f"{file.name}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
 
 
 class Network:

@@ -22,6 +22,7 @@ from sdcompress.evaluate.metrics import Metric
 
 Array = np.ndarray[Any, Any]
 GROUP = "sdcompress.scorers"
+TAKEN = ("clip_score", "clip_similarity", "cmmd", "fid", "lpips", "ms_ssim", "psnr_db", "ssim")
 
 
 @runtime_checkable
@@ -38,6 +39,8 @@ def find_plugins(names: Sequence[str]) -> tuple[EntryPoint, ...]:
     """Finds scorers by name, without loading them. Raises EvaluationError for an unknown one."""
     known = {point.name: point for point in entry_points(group=GROUP)}
     for name in names:
+        if name in TAKEN or name.startswith("checker"):
+            raise EvaluationError(f"evaluate.scorers: '{name}' is the name of a metric of our own")
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{nearest[0]}'?" if nearest else ""

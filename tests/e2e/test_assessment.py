@@ -14,6 +14,7 @@ from conftest import quick_recipe
 
 from sdcompress.assessment import evaluate
 from sdcompress.cli import main
+from sdcompress.demo import CLIP_DIR, MODEL_DIR
 from sdcompress.errors import (
     BundleError,
     CalibrationError,
@@ -22,6 +23,7 @@ from sdcompress.errors import (
     QualityUndecided,
 )
 from sdcompress.progress import Advance, SilentProgress
+from sdcompress.quiet import quiet_libraries
 from sdcompress.report.document import SCHEMA_FILE
 from sdcompress.workflow import quantize
 
@@ -121,6 +123,33 @@ def test_any_folder_is_judged_against_any_other(
         if (sample["prompt"], sample["seed"]) in by_prompt:
             expected = by_prompt[sample["prompt"], sample["seed"]]["likeness"]["ssim"]
             assert sample["likeness"]["ssim"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_peers_export_is_judged_by_the_same_yardstick(
+    build_folder: Path, baseline: Path, tmp_path: Path
+) -> None:
+    exporters = pytest.importorskip("optimum.exporters.openvino")
+    intel = pytest.importorskip("optimum.intel")
+    peer = tmp_path / "a peer's (8 bits)"  # no name that a recipe could have
+    with quiet_libraries():
+        exporters.main_export(
+            str(MODEL_DIR),
+            str(peer),
+            task="text-to-image",
+            library_name="diffusers",
+            ov_config=intel.OVConfig(quantization_config=intel.OVWeightQuantizationConfig(bits=8)),
+        )
+    overrides = (
+        "evaluate.prompt_set=demo_evaluation", "evaluate.prompts=2", "evaluate.sqnr_prompts=1",
+        "evaluate.yardstick_prompts=0", "evaluate.timed_images=1", "sampling.steps=8",
+        "budgets={ssim_min: 0.2}", f"evaluate.scorer={CLIP_DIR}",
+    )  # fmt: skip
+    run = evaluate(peer, build_folder / "peer", against=baseline, overrides=overrides)
+    report = report_of(run.output)
+    assert report["quality"]["ssim"]["mean"] > 0.9
+    unet = report["components"]["unet"]
+    assert unet["compressed_bytes"] < 0.5 * unet["baseline_bytes"]
+    assert "int8" in " ".join(unet["layers_by_precision"])
 
 
 def test_prompts_it_was_calibrated_on_are_refused(bundle: Path, tmp_path: Path) -> None:
