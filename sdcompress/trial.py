@@ -40,7 +40,7 @@ from sdcompress.evaluate.records import (
     Sqnr,
 )
 from sdcompress.evaluate.scoring import Exhibit, score_pictures
-from sdcompress.evaluate.sqnr import measure_sqnr
+from sdcompress.evaluate.sqnr import MIDDLE_CALL, measure_sqnr
 from sdcompress.gate import JUDGED_BY, least_mean
 from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.judging import Judging
@@ -343,7 +343,11 @@ class Trial:
         return self._key(BASELINE, COMPRESSED, shot=shot, settings=settings)
 
     def _layer_errors(self, ways: Mapping[str, Way], folders: Folders) -> LayerErrors:
-        shot = ways[BASELINE].shots[0]
+        """Of a call that the measurement of SQNR by timestep left."""
+        measured = self.store.find("sqnr", self._sqnr_key(ways))
+        if measured is None:
+            raise ValueError("layers are compared after SQNR was measured")
+        call = measured / MIDDLE_CALL
         return self.store.record(
             self.progress,
             "layers",
@@ -351,7 +355,7 @@ class Trial:
             "error of the UNet's layers",
             LayerErrors,
             lambda folder, advance: self.run(
-                measure_layers, *self._sides(ways, folders), shot, folder, on_progress=advance
+                measure_layers, *self._sides(ways, folders), call, folder, on_progress=advance
             ),
         )
 

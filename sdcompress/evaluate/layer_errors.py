@@ -5,45 +5,57 @@ compared by name. Errors of earlier layers arrive at the later ones, so a drop f
 next shows where much is lost, and the last layers what comes out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
-from sdcompress.evaluate.pictures import Shot, Variant
+from sdcompress.evaluate.pictures import Variant
 from sdcompress.evaluate.records import LayerError, LayerErrors
-from sdcompress.evaluate.sqnr import UnetCall, sqnr_db, trace
+from sdcompress.evaluate.sqnr import Trajectory, UnetCall, sqnr_db
 from sdcompress.ir import IR_NAME
 from sdcompress.precision import layers_of
 from sdcompress.progress import Advance
 from sdcompress.runtime.device import Target, compile_model, read_model
 
 Array = np.ndarray[Any, Any]
+# Of the outputs of one execution: a full-size UNet's would be gigabytes all together.
+_MOST_BYTES = 1_000_000_000
 
 
 def measure_layers(
-    baseline: Variant, candidate: Variant, shot: Shot, folder: Path, on_side: Advance
+    baseline: Variant,
+    candidate: Variant,
+    call_file: Path,
+    folder: Path,
+    on_run: Advance,
+    most_bytes: int = _MOST_BYTES,
 ) -> LayerErrors:
-    """Compares the layers in the middle of a picture's trajectory, in `folder` for scratch."""
-    pipeline = baseline.open()
-    calls = trace(pipeline, shot, baseline.settings).calls
-    call = calls[len(calls) // 2]
-    del pipeline, calls
-    reference, quantized = (one.folder / "unet" / IR_NAME for one in (baseline, candidate))
-    known = {layer.name for layer in layers_of(reference)}
-    layers = [layer for layer in layers_of(quantized) if layer.name in known]
-    names = [layer.name for layer in layers]
-    outputs = _outputs(reference, baseline, names, call)
-    for index, output in enumerate(outputs):
-        np.save(folder / f"{index}.npy", output)  # all of a large UNet's are gigabytes
-    on_side(1, 2)
+    """Compares the layers for a call, as `measure_sqnr` leaves one; `folder` is for scratch.
+
+    Only so many layers are watched at once that their outputs take `most_bytes`.
+    """
+    (call,) = Trajectory.load(call_file).calls
+    sides = [(one, one.folder / "unet" / IR_NAME) for one in (baseline, candidate)]
+    known = {layer.name for layer in layers_of(sides[0][1])}
+    layers = [layer for layer in layers_of(sides[1][1]) if layer.name in known]
+    groups = _groups(_shaped(*sides[0], call), [layer.name for layer in layers], most_bytes)
+    numbers = count(1)
+
+    def ran() -> None:
+        on_run(next(numbers), 2 * len(groups))
+
+    for index, output in enumerate(_outputs(*sides[0], groups, call, ran)):
+        np.save(folder / f"{index}.npy", output)
     found = []
-    for index, output in enumerate(_outputs(quantized, candidate, names, call)):
+    for index, output in enumerate(_outputs(*sides[1], groups, call, ran)):
         file = folder / f"{index}.npy"
         found.append(sqnr_db(np.load(file), output))
         file.unlink()
-    on_side(2, 2)
     return LayerErrors(
         round(call.timestep),
         tuple(
@@ -53,25 +65,59 @@ def measure_layers(
     )
 
 
-def _outputs(xml: Path, variant: Variant, names: Sequence[str], call: UnetCall) -> Iterator[Array]:
-    """The outputs of the named layers, float32, in their order."""
-    target = Target(variant.device, variant.execution_precision)
-    model = read_model(target, xml)
+def _groups(model: ov.Model, names: Sequence[str], most_bytes: int) -> list[list[str]]:
+    """The layers in order, so many together that their outputs in float32 take `most_bytes`."""
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    groups: list[list[str]] = []
+    taken = most_bytes
     for name in names:
-        model.add_outputs([nodes[name].output(0)])
-    inputs = {
+        size = 4 * prod(nodes[name].output(0).shape)
+        if taken + size > most_bytes:
+            groups.append([])
+            taken = 0
+        groups[-1].append(name)
+        taken += size
+    return groups
+
+
+def _outputs(
+    variant: Variant,
+    xml: Path,
+    groups: Sequence[Sequence[str]],
+    call: UnetCall,
+    on_run: Callable[[], None],
+) -> Iterator[Array]:
+    """The outputs of the named layers, float32, in their order."""
+    for names in groups:
+        model = _shaped(variant, xml, call)
+        nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+        for name in names:
+            model.add_outputs([nodes[name].output(0)])
+        compiled = compile_model(_target(variant), model, "unet")
+        request = compiled.create_infer_request()
+        request.infer(_inputs(model, call))
+        on_run()
+        for index in range(len(compiled.outputs) - len(names), len(compiled.outputs)):
+            yield request.get_output_tensor(index).data.astype(np.float32)
+
+
+def _shaped(variant: Variant, xml: Path, call: UnetCall) -> ov.Model:
+    """The UNet, its inputs as large as the call's."""
+    model = read_model(_target(variant), xml)
+    model.reshape({name: list(one.shape) for name, one in _inputs(model, call).items()})
+    return model
+
+
+def _target(variant: Variant) -> Target:
+    return Target(variant.device, variant.execution_precision)
+
+
+def _inputs(model: ov.Model, call: UnetCall) -> dict[str, Array]:
+    return {
         "sample": call.sample,
         "timestep": _timestep(model.input("timestep"), call),
         "encoder_hidden_states": call.encoder_hidden_states,
     }
-    model.reshape({name: list(values.shape) for name, values in inputs.items()})
-    compiled = compile_model(target, model, "unet")
-    request = compiled.create_infer_request()
-    request.infer(inputs)
-    first = len(compiled.outputs) - len(names)
-    for index in range(first, len(compiled.outputs)):
-        yield request.get_output_tensor(index).data.astype(np.float32)
 
 
 def _timestep(port: Any, call: UnetCall) -> Array:

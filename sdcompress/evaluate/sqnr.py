@@ -25,6 +25,9 @@ Array = np.ndarray[Any, Any]
 OnCall = Callable[[], None] | None
 ByTimestep = dict[int, float]
 
+MIDDLE_CALL = "middle_call"
+"""The file that `measure_sqnr` leaves: a call in the middle of the first prompt's trajectory."""
+
 CEILING_DB = 100.0
 """Equal arrays have an infinite ratio, which JSON cannot hold."""
 
@@ -49,6 +52,10 @@ class Trajectory:
     def after_calls(self) -> list[Array]:
         """The latents after each call, which the next call gets."""
         return [*(call.sample[:1] for call in self.calls[1:]), self.clean]
+
+    def middle(self) -> "Trajectory":
+        """The call half way alone."""
+        return Trajectory((self.calls[len(self.calls) // 2],), self.clean)
 
     def save(self, file: Path) -> None:
         """Writes a .npz file; the text is the same at every step, and is written once."""
@@ -144,7 +151,7 @@ def measure_sqnr(
 ) -> Sqnr:
     """Measures the candidate and, as a floor, the baseline in the candidate's precision.
 
-    What is measured of a prompt is kept in `folder`, and not measured again.
+    What is measured of a prompt is kept in `folder`, and not measured again; `MIDDLE_CALL` stays.
     """
     pipeline = baseline.open()
     steps = len(pipeline.plan(baseline.settings))
@@ -164,6 +171,8 @@ def measure_sqnr(
     if precision != BASELINE_PRECISION:
         rounded = Variant(baseline.folder, baseline.device, precision, baseline.settings)
         floor = _over(rounded.open(), rounded.settings, shots, files, folder / "floor", advance)
+    middle = Trajectory.load(files[0]).middle()
+    middle.save(folder / MIDDLE_CALL)
     for file in files:
         file.unlink()
     on_call(total, total)
