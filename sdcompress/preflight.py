@@ -43,8 +43,8 @@ _EFFICIENCY = {"f32": 0.78, "bf16": 0.66}
 _COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
 _QUANTIZED = {"int8": 0.62, "hybrid": 0.75}
-_CONVERT_SECONDS = 16.0  # libraries and tokenizer
-_CONVERT_SECONDS_BYTE = 12e-9
+_CONVERT_SECONDS = 14.0  # libraries and tokenizer
+_CONVERT_SECONDS_BYTE = 10.5e-9
 _LOAD_SECONDS = 22.0
 _COMPILE_SECONDS = 10.0
 _COMPRESS_SECONDS_PARAMETER = {

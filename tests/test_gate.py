@@ -88,7 +88,7 @@ def test_estimates_are_judged_by_their_whole_interval(
 
 def test_an_open_budget_says_how_many_more_samples_it_needs() -> None:
     (found,) = judge(Budgets(clip_score_drop=0.5), EVALUATION, COMPONENTS)
-    deviation = 0.3 / 1.96 * 8  # of 64 samples whose interval is 0.6 wide
+    deviation = 0.3 / 1.9983 * 8  # of 64 samples whose interval by Student's t is 0.6 wide
     needed = ((1.96 + 0.8416) * deviation / 0.1) ** 2
     assert found.more == pytest.approx(needed - 64, abs=3)
     (on_the_edge,) = judge(Budgets(clip_score_drop=0.4), EVALUATION, COMPONENTS)

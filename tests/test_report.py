@@ -137,7 +137,7 @@ def test_compare_marks_the_better_value(bundle: Path, tmp_path: Path) -> None:
     comparison = compare([bundle, changed(bundle, tmp_path / "other", worse)])
     found = best(comparison)
     assert comparison.names == ("unet_int8", "other")
-    assert found["SSIM, mean"] == ["unet_int8"]
+    assert found["SSIM"] == ["unet_int8"]
     assert found["peak RSS MB"] == ["other"]
     assert found["UNet MB"] == []  # equal
     assert comparison.notes == ()
@@ -160,7 +160,7 @@ def test_candidates_are_paired_picture_by_picture(bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "value", "what", "marked", "fair"),
     [
-        (("quality", "clip_score", "scorer"), "another", "CLIP scorers", "CMMD", "SSIM, mean"),
+        (("quality", "clip_score", "scorer"), "another", "CLIP scorers", "CLIP score", "SSIM"),
         (("recipe", "sampling", "steps"), 3, "sampling settings", "load s", "UNet MB"),
         (("samples", 0, "seed"), 999, "prompts or seeds", "CLIP score", "load s"),
         (("environment", "cpu"), "another", "processors", "picture s", "CLIP score"),

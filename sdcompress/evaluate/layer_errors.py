@@ -89,16 +89,23 @@ def _outputs(
 ) -> Iterator[Array]:
     """The outputs of the named layers, float32, in their order."""
     for names in groups:
-        model = _shaped(variant, xml, call)
-        nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-        for name in names:
-            model.add_outputs([nodes[name].output(0)])
-        compiled = compile_model(_target(variant), model, "unet")
-        request = compiled.create_infer_request()
-        request.infer(_inputs(model, call))
+        yield from _executed(variant, xml, names, call)
         on_run()
-        for index in range(len(compiled.outputs) - len(names), len(compiled.outputs)):
-            yield request.get_output_tensor(index).data.astype(np.float32)
+
+
+def _executed(variant: Variant, xml: Path, names: Sequence[str], call: UnetCall) -> Iterator[Array]:
+    """The same of one group. Its compiled model is gone before the next one is compiled."""
+    model = _shaped(variant, xml, call)
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    for name in names:
+        model.add_outputs([nodes[name].output(0)])
+    inputs = _inputs(model, call)
+    compiled = compile_model(_target(variant), model, "unet")
+    del model, nodes
+    request = compiled.create_infer_request()
+    request.infer(inputs)
+    for index in range(len(compiled.outputs) - len(names), len(compiled.outputs)):
+        yield request.get_output_tensor(index).data.astype(np.float32)
 
 
 def _shaped(variant: Variant, xml: Path, call: UnetCall) -> ov.Model:

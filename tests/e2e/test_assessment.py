@@ -142,7 +142,7 @@ def test_a_peers_export_is_judged_by_the_same_yardstick(
     overrides = (
         "evaluate.prompt_set=demo_evaluation", "evaluate.prompts=2", "evaluate.sqnr_prompts=1",
         "evaluate.yardstick_prompts=0", "evaluate.timed_images=1", "sampling.steps=8",
-        "budgets={ssim_min: 0.2}", f"evaluate.scorer={CLIP_DIR}",
+        "budgets={unet_bytes_ratio: 0.5}", f"evaluate.scorer={CLIP_DIR}",
     )  # fmt: skip
     run = evaluate(peer, build_folder / "peer", against=baseline, overrides=overrides)
     report = report_of(run.output)
@@ -168,7 +168,7 @@ def test_prompts_it_was_calibrated_on_are_refused(bundle: Path, tmp_path: Path) 
 def test_too_few_pictures_leave_it_undecided(build_folder: Path, bundle: Path) -> None:
     output = build_folder / "open"
     overrides = (*FEW, "budgets={clip_score_drop: 0.5}")
-    with pytest.raises(QualityUndecided, match=r"about \d+ more pictures .* evaluate\.prompt"):
+    with pytest.raises(QualityUndecided, match=r"(?s)about \d+ more pictures .* evaluate\.prompt"):
         evaluate(bundle, output, overrides=overrides)
     report = report_of(output)
     assert report["status"] == "undecided"
@@ -217,7 +217,8 @@ def test_features_that_a_user_brings_along_give_fid_with_its_yardsticks(
     means = opset.reduce_mean(picture, np.array([2, 3]), keep_dims=False)
     network = tmp_path / "features.xml"
     ov.save_model(ov.Model([means], [picture]), network)
-    overrides = ("evaluate.prompts=2", f"evaluate.fid_features={network}")
+    sizes = "budgets={unet_bytes_ratio: 0.5}"
+    overrides = ("evaluate.prompts=2", f"evaluate.fid_features={network}", sizes)
     run = evaluate(bundle, build_folder / "featured", overrides=overrides)
     quality = report_of(run.output)["quality"]
     (fid,) = [one for one in quality["metrics"] if one["name"] == "fid"]
@@ -232,7 +233,7 @@ def test_features_that_a_user_brings_along_give_fid_with_its_yardsticks(
 
 def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bundle: Path) -> None:
     overrides = (
-        "evaluate.prompts=80", "evaluate.sequential=true", "evaluate.yardstick_prompts=0",
+        "evaluate.prompts=40", "evaluate.sequential=true", "evaluate.yardstick_prompts=0",
         "evaluate.sqnr_prompts=1", "budgets={clip_score_drop: 30, ssim_min: 0.3}",
     )  # fmt: skip
     run = evaluate(bundle, build_folder / "sequential", overrides=overrides)
@@ -243,5 +244,5 @@ def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bun
     }
     for found in by_budget.values():
         assert [one.outcome for one in found][-1] == "passed"
-        assert len(run.evaluation.samples) == found[-1].samples < 80
+        assert len(run.evaluation.samples) == found[-1].samples < 40
     require_valid(report_of(run.output))
