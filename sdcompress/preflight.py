@@ -6,6 +6,7 @@ kind is run for. The factors below were fitted to the measurements of a full-siz
 2.1 in docs/benchmarks.md, which also compares a run with its estimate.
 """
 
+import math
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from openvino import opset13 as opset
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
+from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
 
 STAGES = (
@@ -35,6 +37,10 @@ _TRACING_BYTES = 0.46e9
 # What a UNet's and a VAE decoder's activations take, in float32, a pixel of the picture.
 _DENOISING_BYTES_PIXEL = 1150
 _DECODING_BYTES_PIXEL = 3200
+# What a UNet's layers return, in float32, a pixel; so much of it at once, which takes so many
+# executions, and memory beside the outputs for what they are made of.
+_LAYERS_BYTES_PIXEL = 7220
+_LAYERS_ROOM = 2.5
 # What compression holds in bytes a parameter.
 _HELD_BYTES = {"fp16": 0.0, "smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
@@ -250,9 +256,18 @@ class _Work:
         yield StageEstimate("draw", detail, drawing, *memory)
         compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
         yield StageEstimate("sqnr", f"{prompts} prompts", 35 + prompts * compared, *memory)
-        yield StageEstimate("layers", "of the UNet", 60 + baseline, *memory)
+        yield self._layers()
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
+
+    def _layers(self) -> StageEstimate:
+        """Both UNets, one at a time, compiled anew for each part of their layers."""
+        runs = 2 * math.ceil(self.model.pixels * _LAYERS_BYTES_PIXEL / WATCHED_BYTES)
+        seconds = _LOAD_SECONDS / 2 + runs * (_COMPILE_SECONDS * 1.5 + self._step_seconds("f32"))
+        mapped = self._ir_bytes("unet")
+        working = self.model.pixels * _DENOISING_BYTES_PIXEL + _LAYERS_ROOM * WATCHED_BYTES
+        peak = _WAITING_BYTES + _RUNTIME_BYTES + working + 4 * self._parameters("unet") + mapped
+        return StageEstimate("layers", "of the UNet", seconds, peak, mapped)
 
     def disk_bytes(self, skipped: Collection[str]) -> float:
         """The store and the result: IR, statistics, and the compressed parts twice."""

@@ -24,7 +24,7 @@ from sdcompress.runtime.device import Target, compile_model, read_model
 
 Array = np.ndarray[Any, Any]
 # Of the outputs of one execution: a full-size UNet's would be gigabytes all together.
-_MOST_BYTES = 1_000_000_000
+WATCHED_BYTES = 1_000_000_000
 
 
 def measure_layers(
@@ -33,7 +33,7 @@ def measure_layers(
     call_file: Path,
     folder: Path,
     on_run: Advance,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int = WATCHED_BYTES,
 ) -> LayerErrors:
     """Compares the layers for a call, as `measure_sqnr` leaves one; `folder` is for scratch.
 
