@@ -63,8 +63,9 @@ def evaluate(
     `overrides` are ``key.path=value`` changes to it. What made the bundle cannot be changed.
     Figures of an earlier evaluation are reused while nothing they depend on has changed; `fresh`
     measures everything anew. Raises BundleError when a folder is not intact or its model is no
-    longer the one it was made from, PreflightError as `quantize` does, QualityGateFailed when a
-    budget is broken and QualityUndecided when too few pictures were drawn to tell.
+    longer the one it was made from, PreflightError as `quantize` does (with `against`, nothing is
+    known of the model that an estimate could be made of), QualityGateFailed when a budget is broken
+    and QualityUndecided when too few pictures were drawn to tell.
     """
     folder = Path(bundle).resolve()
     made_by = [one for one in overrides if one.startswith(_MAKING)]

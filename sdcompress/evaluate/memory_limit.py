@@ -40,21 +40,24 @@ class _Group:
     unlimited: str
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Limits memory, and forbids to swap instead where swap can be limited.
-
-        Raises OSError where the system does not allow it, as `take` does.
-        """
-        swap, limit = self.folder / self.swap, self.folder / self.limit
+        """Limits memory, and forbids to swap instead where swap can be limited."""
+        swaps = (self.folder / self.swap).exists()
         together = "memsw" in self.swap  # memory and swap: never below memory alone
-        if together and swap.exists():
-            swap.write_text(self.unlimited, encoding="ascii")
-        limit.write_text(str(limit_bytes), encoding="ascii")
-        if swap.exists():
-            swap.write_text(str(limit_bytes if together else 0), encoding="ascii")
+        if together and swaps:
+            self._write(self.swap, self.unlimited)
+        self._write(self.limit, str(limit_bytes))
+        if swaps:
+            self._write(self.swap, str(limit_bytes if together else 0))
 
     def take(self, pid: int) -> None:
         """Moves a process into the group."""
-        (self.folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        self._write("cgroup.procs", str(pid))
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            (self.folder / name).write_text(text, encoding="ascii")
+        except OSError as error:
+            raise EvaluationError(_refusal(f"{self.folder / name}: {error.strerror}")) from error
 
 
 def require_memory_limits() -> None:
@@ -146,14 +149,15 @@ def _group() -> Iterator[_Group]:
                 yield group
                 return
             reasons.append(f"{group.folder.parent} does not limit memory")
-        except OSError as error:
-            reasons.append(f"{group.folder}: {error.strerror}")
         finally:
             group.folder.rmdir()
-    raise EvaluationError(
-        "this system lets nobody here set a memory limit: "
-        + ("; ".join(reasons) or "it has no control groups")
-        + ". Leave evaluate.least_memory out"
+    raise EvaluationError(_refusal("; ".join(reasons) or "it has no control groups"))
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"this system lets nobody here set a memory limit: {reason}. Leave evaluate.least_memory "
+        "out"
     )
 
 
