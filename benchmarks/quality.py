@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sdcompress.errors import QualityGateFailed, QualityUndecided
-from sdcompress.evaluate.statistics import paired_difference
+from sdcompress.evaluate.statistics import mean_interval
 from sdcompress.progress import TerminalProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.report.comparison import compare
@@ -114,21 +114,21 @@ def _metric(report: dict[str, Any], name: str) -> dict[str, Any]:
 def _print_agreement(reports: dict[str, dict[str, Any]]) -> None:
     """Of the pairs of candidates that the checker tells apart, how many a metric orders alike.
 
-    The checker tells two apart where the interval of the paired difference excludes 0.
+    The checker tells two apart where the interval of the paired difference excludes 0, with 95 %
+    confidence for all pairs together (Bonferroni).
     """
     right = {
         name: np.array([sample["scores"]["checker"]["compressed"] for sample in report["samples"]])
         for name, report in reports.items()
     }
-    better = []
-    for one, other in combinations(reports, 2):
-        found = paired_difference(right[other], right[one])
+    better, pairs = [], list(combinations(reports, 2))
+    for one, other in pairs:
+        found = mean_interval(right[one] - right[other], confidence=1 - 0.05 / len(pairs))
         if found.low > 0:
             better.append((one, other))
         elif found.high < 0:
             better.append((other, one))
-    pairs = len(reports) * (len(reports) - 1) // 2
-    print(f"\nThe checker tells {len(better)} of {pairs} pairs of candidates apart:")
+    print(f"\nThe checker tells {len(better)} of {len(pairs)} pairs of candidates apart:")
     print("; ".join(f"{one} draws better than {other}" for one, other in better) + "\n")
     print("| metric | ranking, best first | as the checker says |")
     print("|---|---|---|")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LONGEST_LABEL = 28
+_LONGEST_LABEL = 40
+_MARKERS = "osD^vPX"  # one more than colours, so that together they repeat late
 _INK, _GRID = "#010203", "#010204"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 BASELINE, COMPRESSED = SERIES[0], SERIES[1]
@@ -152,13 +153,12 @@ def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, y
     def draw(axes: "Axes") -> None:
         front = sorted((x, y) for _, x, y, best in points if best)
         if front:
-            axes.plot(*zip(*front, strict=True), color=SERIES[1], lw=1.2)
-        for name, x, y, best in points:
-            colour = SERIES[1] if best else SERIES[0]
-            axes.scatter([x], [y], color=colour, s=36)
-            axes.annotate(_shortened(name), (x, y), textcoords="offset points", xytext=(6, 5))
-        axes.margins(0.18)
+            axes.plot(*zip(*front, strict=True), color=_INK, lw=0.8)
+        for (name, x, y, _), marker, colour in zip(points, cycle(_MARKERS), cycle(SERIES)):
+            axes.scatter([x], [y], color=colour, marker=marker, s=42, label=_shortened(name))
+        axes.margins(0.12)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        _legend_above(axes, 2)
 
     return _svg(f"{ylabel} against {xlabel}", draw)
 
