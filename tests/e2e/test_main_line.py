@@ -62,7 +62,7 @@ def test_a_large_model_is_worked_on_in_processes_of_their_own(
     fewer = ("sampling.steps=2", "calibrate.prompts=1", "calibrate.samples=2", "evaluate.prompts=2")
     recipe = quick_recipe("unet_int8", *fewer, "compress={text_encoder: {method: int8}}",
                           "evaluate.yardstick_prompts=0",
-                          "budgets={unet_bytes_ratio: 0.5}")  # fmt: skip
+                          "budgets={disk_ratio: 0.9}")  # fmt: skip
     assert quantize(recipe, build_folder / "isolated").bundle is not None
     assert isolated == [
         "_record", "collect", "compress", "compress",  # the VAE's parts are those of the bundle
