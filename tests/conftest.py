@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 # and those that report events from forked copies of the process, which wait for a network in vain.
 os.environ.update(HF_HUB_OFFLINE="1", CI="true", NNCF_CI="1")
 
-# Test processes side by side would wait for each other's threads: each gets cores of its own.
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[number::processes] or cores)
-
 QUICK = (
     "sampling.steps=8",
     "calibrate.prompts=4",
