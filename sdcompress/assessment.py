@@ -130,18 +130,13 @@ def _against_own(
     _require_same_model(material, manifest.model, folder)
     judging = find_judging(recipe, _calibrated_on(judged, progress))
     with production_line(recipe, target, material, progress, fresh=fresh) as line:
-        result = line.store.scratch / "result"
-        result.mkdir()
         candidate = {COMPRESSED: _key(judged)}
         trial = Trial(recipe, line.store, progress, line.run, judging, line.keys() | candidate)
         wanted = {"convert", *LONG_STAGES} - line.finished() - trial.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
         folders = {BASELINE: line.converted, COMPRESSED: folder}
         trial = replace(trial, keys=line.keys() | candidate)
-        sizes = _sizes(folders, recipe)
-        run = reach_verdict(trial, folders, sizes, line.model_record(), result, target)
-        publish(result, target)
-    return replace(run, bundle=None)
+        return _judge(trial, folders, recipe, line.model_record(), target)
 
 
 def _against_other(
@@ -162,8 +157,6 @@ def _against_other(
         calibrated += _calibrated_on(other, progress)
     judging = find_judging(recipe, calibrated)
     with opened_store(target, fresh=fresh) as store:
-        result = store.scratch / "result"
-        result.mkdir()
         keys = {BASELINE: _key(other), COMPRESSED: _key(judged)}
         apart = partial(run_apart, pipeline_bytes(other.folder))
         trial = Trial(recipe, store, progress, apart, judging, keys)
@@ -175,15 +168,21 @@ def _against_other(
             "notice": None,
             "loras": [],
         }
-        run = reach_verdict(
-            trial,
-            folders,
-            _sizes(folders, recipe if judged.manifest else None),
-            model,
-            result,
-            target,
-        )
-        publish(result, target)
+        return _judge(trial, folders, recipe if judged.manifest else None, model, target)
+
+
+def _judge(
+    trial: Trial,
+    folders: Mapping[str, Path],
+    made_by: Recipe | None,
+    model: Mapping[str, Any],
+    target: Path,
+) -> Run:
+    """Moves the report to `target`; `made_by` is the recipe of the candidate, where it is known."""
+    result = trial.store.scratch / "result"
+    result.mkdir()
+    run = reach_verdict(trial, folders, _sizes(folders, made_by), model, result, target)
+    publish(result, target)
     return replace(run, bundle=None)
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import BundleError, InputError
-from sdcompress.ir import IR_NAME
+from sdcompress.ir import IR_NAME, SHARED
 from sdcompress.runtime import Manifest, hash_files, read_manifest, write_manifest
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import SIGNATURE
 
 REPORT = "report"
-SHARED = ("model_index.json", "scheduler", "tokenizer")
 _TOOLS = ("sdcompress", "openvino", "nncf", "optimum-intel", "diffusers", "transformers", "torch")
 
 

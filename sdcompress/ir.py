@@ -8,15 +8,8 @@ from pathlib import Path
 from sdcompress.errors import StorageError
 
 IR_NAME = "openvino_model.xml"
-PARTS = (
-    "model_index.json",
-    "scheduler",
-    "tokenizer",
-    "text_encoder",
-    "unet",
-    "vae_decoder",
-    "vae_encoder",
-)
+SHARED = ("model_index.json", "scheduler", "tokenizer")  # what compression leaves alone
+PARTS = (*SHARED, "text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
 def ir_bytes(component_folder: Path) -> int:

@@ -17,7 +17,6 @@ from sdcompress.activations import (
     collect,
     require_executable,
 )
-from sdcompress.bundle import SHARED
 from sdcompress.calibrate import ModelInputs, calibrate
 from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.convert import convert
@@ -28,7 +27,7 @@ from sdcompress.identity import (
     kept_hashes,
     key_of_files,
 )
-from sdcompress.ir import IR_NAME
+from sdcompress.ir import IR_NAME, SHARED
 from sdcompress.isolation import run_isolated
 from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress

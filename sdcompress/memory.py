@@ -1,4 +1,4 @@
-"""Watches the memory of processes while they work."""
+"""Memory of processes while they work, and what is left for them."""
 
 import sys
 import threading
@@ -86,3 +86,32 @@ def process_memory(process: psutil.Process) -> tuple[int, int]:
     if sys.platform == "win32":
         return info.rss, info.private
     return info.rss, process.memory_full_info().uss
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be used without swapping, within the limits of Linux control groups."""
+    available = int(psutil.virtual_memory().available)
+    own = Path("/proc/self/cgroup")
+    if not own.exists():
+        return available
+    root = Path("/sys/fs/cgroup")
+    return min([available, *left_in_groups(root, own.read_text(encoding="ascii"))])
+
+
+def left_in_groups(root: Path, membership: str) -> Iterator[int]:
+    """Yields what a process may still take in its control group and in all above (version 2).
+
+    Files that the system would drop do not count as taken.
+    """
+    for line in membership.splitlines():
+        if not line.startswith("0::"):
+            continue
+        group = root / line.removeprefix("0::").lstrip("/")
+        for one in (group, *group.parents):
+            limit = one / "memory.max"
+            if limit.exists() and (allowed := limit.read_text("ascii").strip()) != "max":
+                words = (one / "memory.stat").read_text("ascii").split()
+                values = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+                files = values.get("inactive_file", 0) + values.get("active_file", 0)
+                used = int((one / "memory.current").read_text("ascii"))
+                yield max(0, int(allowed) - used + files)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-import psutil
 from openvino import opset13 as opset
 
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
+from sdcompress.memory import available_memory_bytes
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
 
 STAGES = (
@@ -345,35 +345,6 @@ def require_room(expected: Estimate, folder: Path) -> None:
             + "\n  ".join(faults)
             + "\n--ignore-preflight starts it nevertheless"
         )
-
-
-def available_memory_bytes() -> int:
-    """Memory that can be used without swapping, within the limits of Linux control groups."""
-    available = int(psutil.virtual_memory().available)
-    own = Path("/proc/self/cgroup")
-    if not own.exists():
-        return available
-    root = Path("/sys/fs/cgroup")
-    return min([available, *_left_in_groups(root, own.read_text(encoding="ascii"))])
-
-
-def _left_in_groups(root: Path, membership: str) -> Iterator[int]:
-    """Yields what a process may still take in its control group and in all above (version 2).
-
-    Files that the system would drop do not count as taken.
-    """
-    for line in membership.splitlines():
-        if not line.startswith("0::"):
-            continue
-        group = root / line.removeprefix("0::").lstrip("/")
-        for one in (group, *group.parents):
-            limit = one / "memory.max"
-            if limit.exists() and (allowed := limit.read_text("ascii").strip()) != "max":
-                words = (one / "memory.stat").read_text("ascii").split()
-                values = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-                files = values.get("inactive_file", 0) + values.get("active_file", 0)
-                used = int((one / "memory.current").read_text("ascii"))
-                yield max(0, int(allowed) - used + files)
 
 
 def _existing(folder: Path) -> Path:

@@ -19,14 +19,7 @@ from sdcompress.evaluate.looking import Seen
 from sdcompress.evaluate.memory_limit import least_memory_bytes
 from sdcompress.evaluate.pairing import pair_up
 from sdcompress.evaluate.performance import measure_performance
-from sdcompress.evaluate.pictures import (
-    BASELINE_PRECISION,
-    Pictures,
-    Shot,
-    Variant,
-    draw_pictures,
-    picture_files,
-)
+from sdcompress.evaluate.pictures import Pictures, Shot, Variant, draw_pictures, picture_files
 from sdcompress.evaluate.plugins import find_plugins
 from sdcompress.evaluate.records import (
     Evaluation,
@@ -36,7 +29,6 @@ from sdcompress.evaluate.records import (
     Performance,
     Quality,
     Side,
-    Skipped,
     Sqnr,
 )
 from sdcompress.evaluate.scoring import Exhibit, score_pictures
@@ -44,33 +36,16 @@ from sdcompress.evaluate.sqnr import MIDDLE_CALL, measure_sqnr
 from sdcompress.gate import JUDGED_BY, least_mean
 from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.judging import Judging
-from sdcompress.processor import executes_bf16, processor_brand, processor_flags
+from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance, Progress
 from sdcompress.recipe import Recipe
 from sdcompress.runtime import Settings
 from sdcompress.source import sha256_of
 from sdcompress.store import Store, key_of, read_record
+from sdcompress.ways import Folders, Way, absent_yardsticks, heading, ways_to_draw, yardsticks
 
 SAMPLES = "samples"
 LONG_STAGES = ("draw", "sqnr", "layers", "measure")
-Folders = Mapping[str, Path]  # of both sides' pipelines
-_FEWER_STEPS = 5
-_OTHER_SEED = 1_000_003  # further than any evaluation counts
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to draw: which side's model, how it is executed, the settings and what is drawn."""
-
-    title: str
-    side: str
-    execution_precision: str | None
-    settings: Settings
-    shots: tuple[Shot, ...]
-
-    def variant(self, folders: Folders, device: str) -> Variant:
-        """The same of a pipeline at hand."""
-        return Variant(folders[self.side], device, self.execution_precision, self.settings)
 
 
 @dataclass(frozen=True)
@@ -95,10 +70,11 @@ class Trial:
         ways = self.ways(count)
         pictures = {name: self._draw(way, folders) for name, way in ways.items()}
         seen, likeness = self._score(ways, pictures)
+        absent = absent_yardsticks(ways, self.recipe.evaluate.yardstick_prompts, self.recipe.device)
         quality = Quality(
             metrics=self._results(ways, seen, likeness),
-            skipped=(*skipped(self.judging.instruments), *self._absent_yardsticks(ways)),
-            yardsticks={name: _heading(ways, name) for name in _yardsticks(ways)},
+            skipped=(*skipped(self.judging.instruments), *absent),
+            yardsticks={name: heading(ways, name) for name in yardsticks(ways)},
             sqnr=self._sqnr(ways, folders),
             layer_errors=self._layer_errors(ways, folders),
             looks=looks,
@@ -119,41 +95,8 @@ class Trial:
 
     def ways(self, count: int) -> dict[str, Way]:
         """Everything that is drawn of the first `count` shots: both sides, then the yardsticks."""
-        settings, shots = self._settings, self._shots[:count]
-        baseline = Way("baseline", BASELINE, BASELINE_PRECISION, settings, shots)
-        found = {
-            BASELINE: baseline,
-            COMPRESSED: Way("compressed", COMPRESSED, None, settings, shots),
-        }
-        wanted = self.recipe.evaluate.yardstick_prompts
-        few = replace(baseline, shots=shots if wanted is None else shots[:wanted])
-        if len(few.shots) < 2:
-            return found
-        if self.recipe.device == "CPU" and executes_bf16():
-            found["bf16"] = replace(few, title="baseline in BF16", execution_precision="bf16")
-        steps = settings.steps - _FEWER_STEPS
-        if steps >= 2:
-            found["steps"] = replace(
-                few,
-                title=f"baseline, {steps} steps",
-                settings=replace(settings, steps=steps),
-            )
-        others = tuple(replace(shot, seed=shot.seed + _OTHER_SEED) for shot in few.shots)
-        found["seed"] = replace(few, title="baseline, other seeds", shots=others)
-        return found
-
-    def _absent_yardsticks(self, ways: Mapping[str, Way]) -> tuple[Skipped, ...]:
-        """The yardsticks that were not drawn, and why."""
-        if self.recipe.evaluate.yardstick_prompts == 0:
-            return (Skipped("Yardsticks", "evaluate.yardstick_prompts is 0"),)
-        missing = []
-        if "bf16" not in ways:
-            reason = f"{self.recipe.device} does not execute in BF16 here"
-            missing.append(Skipped("Yardstick of BF16 execution", reason))
-        if "steps" not in ways:
-            reason = f"{self._settings.steps} steps are too few to leave {_FEWER_STEPS} out"
-            missing.append(Skipped("Yardstick of fewer steps", reason))
-        return tuple(missing)
+        few = self.recipe.evaluate.yardstick_prompts
+        return ways_to_draw(self._settings, self._shots[:count], few, self.recipe.device)
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
@@ -226,7 +169,7 @@ class Trial:
                 change,
                 {
                     name: found[name][metric.name][1]
-                    for name in _yardsticks(ways)
+                    for name in yardsticks(ways)
                     # Distances of sets depend on how many pictures there are.
                     if metric.name in found[name]
                     and (metric.kind != "set" or len(ways[name].shots) == whole)
@@ -406,14 +349,3 @@ def _hashes(network: Path) -> list[str]:
     """Of a network's file, and of the weights beside an IR."""
     files = (network, network.with_suffix(".bin"))
     return [sha256_of(file) for file in files if file.is_file()]
-
-
-def _heading(ways: Mapping[str, Way], name: str) -> str:
-    """A yardstick's title, with the number of its prompts where they are not all."""
-    count = len(ways[name].shots)
-    every = count == len(ways[BASELINE].shots)
-    return ways[name].title if every else f"{ways[name].title} ({count} prompts)"
-
-
-def _yardsticks(ways: Mapping[str, Way]) -> list[str]:
-    return [name for name in ways if name not in (BASELINE, COMPRESSED)]

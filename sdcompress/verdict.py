@@ -14,7 +14,8 @@ from sdcompress.identity import COMPRESSED
 from sdcompress.ir import IR_NAME
 from sdcompress.precision import layers_of
 from sdcompress.report import write_report
-from sdcompress.trial import Folders, Trial
+from sdcompress.trial import Trial
+from sdcompress.ways import Folders
 
 
 @dataclass(frozen=True)

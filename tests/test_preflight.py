@@ -11,6 +11,7 @@ from sdcompress import opening, preflight
 from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
+from sdcompress.memory import available_memory_bytes, left_in_groups
 from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.shipped import shipped_folder
@@ -135,12 +136,12 @@ def test_limits_of_all_control_groups_count(tmp_path: Path) -> None:
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 7\nactive_file 400\ninactive_file 100\n")
-    left = preflight._left_in_groups
+    left = left_in_groups
     assert list(left(tmp_path, "0::/user/service\n")) == [2500]
     assert list(left(tmp_path, "4:memory:/x\n0::/elsewhere\n")) == []
     (inner / "memory.max").write_text("600\n")
     assert list(left(tmp_path, "0::/user/service\n")) == [100, 2500]
-    assert 0 < preflight.available_memory_bytes() < 2**50
+    assert 0 < available_memory_bytes() < 2**50
 
 
 def test_a_run_that_does_not_fit_says_what_is_missing(

@@ -1,7 +1,7 @@
 """Networks that users bring along as OpenVINO IR or ONNX: no code in them, and no other package."""
 
-import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ import openvino as ov
 from openvino import properties
 
 from sdcompress.errors import EvaluationError
+from sdcompress.source import sha256_of
 
 Array = np.ndarray[Any, Any]
 
 
+@cache
 def named(file: Path) -> str:
     """A network's name for reports: two files of the same name may hold different weights."""
     weights = file.with_suffix(".bin")
-    with (weights if weights.is_file() else file).open("rb") as stream:
-        return f"{file.name}, sha256 {hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
+    return f"{file.name}, sha256 {sha256_of(weights if weights.is_file() else file)[:12]}"
 
 
 class Network:

@@ -161,7 +161,7 @@ def _notes(obstacles: Obstacles, first: str) -> Iterator[str]:
 
 
 def _rows(reports: Mapping[str, Any], obstacles: Obstacles) -> Iterator[Row]:
-    for figure in (*_FIGURES[:_BEFORE_METRICS], *_metrics(reports), *_FIGURES[_BEFORE_METRICS:]):
+    for figure in (*_ABOVE_METRICS, *_metrics(reports), *_BELOW_METRICS):
         values = {name: figure.read(report) for name, report in reports.items()}
         by = {name: figure.made_by(report) for name, report in reports.items()}
         first = next((one for one in by.values() if one), None)
@@ -344,8 +344,7 @@ _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
     (("performance",), "devices", lambda r: r["environment"]["device"]),
     (("performance",), "OpenVINO", lambda r: r["environment"]["packages"]["openvino"]),
 )
-_BEFORE_METRICS = 4  # so many figures stand above those of the metrics
-_FIGURES = (
+_ABOVE_METRICS = (
     _Figure("status", "{}", "none", "other", lambda r: r["status"]),
     _Figure("UNet method", "{}", "none", "other", lambda r: r["components"]["unet"]["method"]),
     _Figure("CLIP score", "{:.2f}", "high", "clip", _path("quality", "clip_score", "compressed")),
@@ -356,6 +355,8 @@ _FIGURES = (
         "clip",
         lambda r: r["quality"]["clip_score"]["ci95"][0],
     ),
+)
+_BELOW_METRICS = (
     _Figure(
         "UNet SQNR, worst dB",
         "{:.1f}",

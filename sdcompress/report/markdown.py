@@ -24,8 +24,7 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     recipe, model = report["recipe"], report["model"]
     parts = [
         f"# {recipe['name']}: {report['status']}",
-        " ".join([*_sentence(recipe["description"]), f"Model `{model['id']}`"])
-        + f" at `{model['revision']}`.",
+        f"{_sentence(recipe['description'])}Model `{model['id']}` at `{model['revision']}`.",
         *_section("Budgets", budget_rows(report)),
         *_section("Quality", quality_rows(report)),
         *_notes(report),
@@ -40,8 +39,8 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sentence(text: str) -> list[str]:
-    return [f"{text.rstrip('.')}."] if text else []
+def _sentence(text: str) -> str:
+    return f"{text.rstrip('.')}. " if text else ""
 
 
 def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
