@@ -186,8 +186,8 @@ def require_executable(precision: str) -> None:
 
 
 def worth_comparing(items: int) -> bool:
-    """Tells whether "auto" compares precisions: bf16 has to exist and items have to be left."""
-    return executes_bf16() and items > 2 * PROBES
+    """Tells whether "auto" compares precisions where bf16 exists: items have to be left."""
+    return items > 2 * PROBES
 
 
 class _Collection:
@@ -224,7 +224,8 @@ class _Collection:
         """Compares bf16 with f32 on some items, unless an earlier run did, and keeps the choice."""
         decision = self._folder / _DECISION
         if not decision.exists():
-            shift = self._shift() if worth_comparing(len(self._inputs)) else None
+            comparable = executes_bf16() and worth_comparing(len(self._inputs))
+            shift = self._shift() if comparable else None
             chosen = "f32" if shift is None or shift > LARGEST_SHIFT else "bf16"
             with written_whole(decision) as stream:
                 stream.write(json.dumps({"precision": chosen, "largest_shift": shift}).encode())

@@ -23,6 +23,7 @@ from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
+from sdcompress.processor import executes_bf16
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
 
 STAGES = (
@@ -44,11 +45,11 @@ _LAYERS_ROOM = 2.5
 # What compression holds in bytes a parameter.
 _HELD_BYTES = {"fp16": 0.0, "smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
-# What a whole network reaches of the speed of one convolution, by execution precision.
-_EFFICIENCY = {"f32": 0.78, "bf16": 0.66}
+# What a whole network reaches of the speed of one convolution, in float32 and in 16 bits.
+_EFFICIENCY = {"f32": 0.78, "narrow": 0.66}
 _COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
-_QUANTIZED = {"int8": 0.62, "hybrid": 0.75}
+_QUANTIZED = {"narrow": {"int8": 0.62, "hybrid": 0.75}, "f32": {"int8": 0.30, "hybrid": 0.55}}
 _CONVERT_SECONDS = 14.0  # libraries and tokenizer
 _CONVERT_SECONDS_BYTE = 10.5e-9
 _LOAD_SECONDS = 22.0
@@ -66,10 +67,15 @@ _PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
 
 @dataclass(frozen=True)
 class Speed:
-    """Multiply-accumulates a second of one convolution on this machine, by precision."""
+    """Multiply-accumulates a second of one convolution on this machine, by precision.
+
+    `native` is the precision that the device picks by itself, which has 16 bits where it is
+    `narrow`.
+    """
 
     f32: float
-    native: float  # the precision the device picks by itself
+    native: float
+    narrow: bool
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,8 @@ class Estimate:
 
 def measure_speed(device: str = "CPU") -> Speed:
     """Times convolutions of 320 channels in 64 x 64, as diffusion UNets have them."""
-    return Speed(_macs_per_second(device, "f32"), _macs_per_second(device, None))
+    narrow = device != "CPU" or executes_bf16()
+    return Speed(_macs_per_second(device, "f32"), _macs_per_second(device, None), narrow)
 
 
 def _macs_per_second(device: str, precision: str | None) -> float:
@@ -197,13 +204,13 @@ class _Work:
             "vae_decoder": (options.prompts, model.vae_decoder_macs, _DECODING_BYTES_PIXEL),
         }[component]
         precision = options.statistics
-        if precision == "auto" and not worth_comparing(items):
+        if precision == "auto" and not (self.speed.narrow and worth_comparing(items)):
             precision = "f32"
         exact = {"f32": items, "bf16": 0, "auto": PROBES}[precision]
         rounded = 0 if precision == "f32" else items  # what auto compares is run in both
         weights = (4 if exact else 2) * self._parameters(component)
         seconds = _LOAD_SECONDS + (_COMPILE_SECONDS if precision == "auto" else 0)
-        for count, kind in ((exact, "f32"), (rounded, "bf16")):
+        for count, kind in ((exact, "f32"), (rounded, "native")):
             seconds += _COLLECTING * count * self._seconds(macs, kind)
         mapped = self._resident_mapping(component)
         return StageEstimate(
@@ -240,15 +247,17 @@ class _Work:
         baseline = calls * self._step_seconds("f32") + self._seconds(
             self.model.vae_decoder_macs, "f32"
         )
-        quick = calls * self._step_seconds("bf16") * _QUANTIZED.get(method, 1.0)
-        candidate = quick + self._seconds(self.model.vae_decoder_macs, "bf16")
+        quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
+        quick = calls * self._step_seconds("native") * quantized
+        candidate = quick + self._seconds(self.model.vae_decoder_macs, "native")
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
         memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
         few = pictures
         if evaluate.yardstick_prompts is not None:
             few = min(few, evaluate.yardstick_prompts)
-        rounded = calls * self._step_seconds("bf16")
+        # Where the device picks f32 by itself, nothing is measured in another precision.
+        rounded = calls * self._step_seconds("native") if self.speed.narrow else 0.0
         # The yardsticks: in bf16, with fewer steps, with other seeds.
         yardsticks = few * (rounded + 2 * baseline)
         drawing = 25 + pictures * (baseline + candidate) + yardsticks
@@ -287,8 +296,9 @@ class _Work:
         return self.recipe.sampling.branches * self._seconds(self.model.unet_macs, precision)
 
     def _seconds(self, macs: float, precision: str) -> float:
-        speed = self.speed.f32 if precision == "f32" else self.speed.native
-        return macs / (speed * _EFFICIENCY[precision])
+        if precision == "f32" or not self.speed.narrow:
+            return macs / (self.speed.f32 * _EFFICIENCY["f32"])
+        return macs / (self.speed.native * _EFFICIENCY["narrow"])
 
     def _parameters(self, component: str) -> float:
         model = self.model
