@@ -20,7 +20,8 @@ from pathlib import Path
 
 from sdcompress.memory import MemoryWatch
 from sdcompress.processor import processor_brand
-from sdcompress.source import locate, sha256_of
+from sdcompress.runtime.manifest import sha256_of
+from sdcompress.source import locate
 from sdcompress.store import key_of
 
 _PACKAGES = ("openvino", "nncf", "optimum-intel", "torch", "diffusers")

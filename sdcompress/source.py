@@ -13,6 +13,7 @@ from pathlib import Path
 from sdcompress.errors import SourceError
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import DEMO
+from sdcompress.runtime.manifest import sha256_of
 
 PARTS = ("text_encoder", "unet", "vae")
 _STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model"}
@@ -374,9 +375,3 @@ def _tensor_names(file: Path) -> list[str]:
     if not names:
         raise SourceError(f"{file}: holds no tensors")
     return names
-
-
-def sha256_of(file: Path) -> str:
-    """Returns the hex SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -40,7 +40,7 @@ from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance, Progress
 from sdcompress.recipe import Recipe
 from sdcompress.runtime import Settings
-from sdcompress.source import sha256_of
+from sdcompress.runtime.manifest import sha256_of
 from sdcompress.store import Store, key_of, read_record
 from sdcompress.ways import Folders, Way, absent_yardsticks, heading, ways_to_draw, yardsticks
 

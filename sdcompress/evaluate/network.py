@@ -10,7 +10,7 @@ import openvino as ov
 from openvino import properties
 
 from sdcompress.errors import EvaluationError
-from sdcompress.source import sha256_of
+from sdcompress.runtime.manifest import sha256_of
 
 Array = np.ndarray[Any, Any]
 

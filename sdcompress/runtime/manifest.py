@@ -75,6 +75,12 @@ def parse_manifest(values: Any, path: Path) -> Manifest:
     return Manifest(**(values | {"files": files}))
 
 
+def sha256_of(file: Path) -> str:
+    """Returns the hex SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
     """Records of the named files (POSIX paths inside the folder)."""
     records = {}
@@ -83,9 +89,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
         if path is None:
             raise BundleError(f"{name!r} is not a path inside {folder}.")
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            records[name] = FileRecord(digest, path.stat().st_size)
+            records[name] = FileRecord(sha256_of(path), path.stat().st_size)
         except OSError as fault:
             raise BundleError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
     return records
