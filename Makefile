@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BASE := $(VENV)-base
 BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime_manifest \
-	runtime_pipeline runtime_streaming runtime_trust runtime_weighting
+	runtime_mapping runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
-.PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight clean
+.PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight \
+	bench-runtime clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -20,6 +21,7 @@ help:
 	@echo "make bench-overhead  import, first picture and time beside the network, against the peers"
 	@echo "make bench-compress  full-size SD 2.1: time and memory of conversion and compression, against the peers"
 	@echo "make bench-preflight  a full-size run against what was estimated before it; after bench-compress"
+	@echo "make bench-runtime  a full-size picture against the peers: time and memory; after bench-preflight"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -63,6 +65,9 @@ bench-compress: $(INSTALLED)
 
 bench-preflight: $(INSTALLED)
 	$(BIN)/python benchmarks/preflight.py
+
+bench-runtime: $(INSTALLED)
+	$(BIN)/python benchmarks/runtime.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

@@ -18,9 +18,9 @@ import openvino as ov
 from openvino import opset13 as opset
 
 from sdcompress.errors import CalibrationError, CompressionError
-from sdcompress.mapping import reading
 from sdcompress.precision import weight_constant
 from sdcompress.processor import executes_bf16
+from sdcompress.runtime.mapping import reading
 from sdcompress.store import written_whole
 
 Array = np.ndarray[Any, Any]

@@ -1,9 +1,11 @@
 """Draws pictures from a bundle for the command line; needs the runtime's packages only."""
 
+import platform
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,22 @@ import click
 from PIL import Image
 
 from sdcompress.runtime import (
+    Economy,
+    EmbeddingCache,
     InputError,
     Job,
+    OnStep,
     Pipeline,
     Settings,
     Step,
+    draw_in_phases,
     open_image,
     require_signature,
     save_png,
     stream,
 )
+from sdcompress.runtime.economy import TOGETHER, choose_economy, expected_peaks, report
+from sdcompress.runtime.residence import PhasePeaks
 from sdcompress.runtime.weighting import parse_weights
 from sdcompress.tuning import Tuning, recall
 
@@ -61,6 +69,9 @@ class Engine:
     streams: int | None = None
     batch: int | None = None
     static: bool | None = None
+    keep_loaded: bool = False
+    cache_prompts: bool = True
+    max_memory: int | None = None
     verify: str = "once"
     public_key: Path | None = None
 
@@ -74,6 +85,37 @@ class Engine:
             self.batch or base.batch,
             base.static if self.static is None else self.static,
         )
+
+    def economy(
+        self,
+        pipeline: Pipeline,
+        settings: Settings,
+        tuning: Tuning,
+        *,
+        preview: bool,
+        pictures: bool,
+    ) -> Economy:
+        """What is done to save memory. Raises InputError when a limit cannot be kept."""
+        together = self.keep_loaded or preview or tuning.streams > 1
+        if self.max_memory is None:
+            return Economy(in_turn=not together)
+        if pictures:
+            raise InputError(
+                "--max-memory goes without --image: what encoding a picture takes is not foreseen"
+            )
+        if together:
+            raise InputError(
+                "--max-memory needs the parts in turn: leave out --keep-loaded, --preview and "
+                "several streams"
+            )
+        return choose_economy(pipeline, settings, tuning.batch, self.max_memory)
+
+    def cache(self, bundle: Path) -> EmbeddingCache | None:
+        """Where embeddings of prompts are kept; None if they are not."""
+        if not self.cache_prompts:
+            return None
+        engine = [self.device, str(self.precision), version("openvino"), platform.node()]
+        return EmbeddingCache.of(bundle, engine)
 
     def open(self, bundle: Path, tuning: Tuning) -> Pipeline:
         """Checks the bundle and opens it."""
@@ -102,20 +144,18 @@ def draw(
     negative_prompt: str = "",
     size: str | None = None,
     preview: bool = False,
+    memory_report: bool = False,
     begin: Begin,
     engine: Engine,
     **settings: Any,
 ) -> Iterator[Path]:
     """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
-    Settings that are None fall back to those the bundle was evaluated with. Pictures are encoded
-    and written beside the drawing of the next. Raises InputError for a malformed size or prompt,
-    and for an output folder that does not exist.
+    Settings that are None fall back to those the bundle was evaluated with. Pictures are written
+    beside the drawing of the next. Raises InputError for a malformed size or prompt, for an output
+    folder that does not exist and for a memory limit that cannot be kept.
     """
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: the folder {output.parent} does not exist")
-    if output.suffix.lower() != ".png":
-        raise InputError(f"{output}: pictures are written as PNG; give a name ending in .png")
+    _require_png(output)
     if size is not None:
         settings["width"], settings["height"] = _parse_size(size)
     start = begin.job_fields()
@@ -133,17 +173,21 @@ def draw(
     if resolved.prompt_weights:
         for one in (negative_prompt, *prompts):
             parse_weights(one)  # a fault in the last prompt is told before the first is drawn
+    pipeline.economy = engine.economy(
+        pipeline, resolved, tuning, preview=preview, pictures=begin.image is not None
+    )
     names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
     batches = -(-len(jobs) // tuning.batch)
     shown = output.with_suffix(".preview.png") if preview else None
     watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", shown)
+    peaks = PhasePeaks()
     written: list[Future[Path]] = []
-    with watch, ThreadPoolExecutor(1) as writing:
-        drawn = stream(
-            pipeline, jobs, resolved, batch=tuning.batch, lanes=tuning.streams,
-            on_step=lambda step: watch(step, pipeline),
+    with watch, peaks.watching(), ThreadPoolExecutor(1) as writing:
+        drawn = _drawn(
+            pipeline, jobs, resolved, tuning, engine.cache(bundle), peaks,
+            lambda step: watch(step, pipeline),
         )  # fmt: skip
         for file, (job, image) in zip(names, drawn, strict=True):
             text = _metadata(job, drawn_with, image, bundle)
@@ -151,6 +195,37 @@ def draw(
             while written and written[0].done():
                 yield written.pop(0).result()
     yield from (save.result() for save in written)
+    if memory_report:
+        expected = expected_peaks(pipeline, resolved, tuning.batch, pipeline.economy)
+        for line in report(pipeline.economy, expected, peaks.peaks):
+            click.echo(line, err=True)
+
+
+def _drawn(
+    pipeline: Pipeline,
+    jobs: Sequence[Job],
+    settings: Settings,
+    tuning: Tuning,
+    cache: EmbeddingCache | None,
+    peaks: PhasePeaks,
+    on_step: OnStep,
+) -> Iterator[tuple[Job, Image.Image]]:
+    if pipeline.economy.in_turn:
+        return draw_in_phases(
+            pipeline, jobs, settings, batch=tuning.batch, cache=cache,
+            on_phase=peaks.begin, on_step=on_step,
+        )  # fmt: skip
+    peaks.begin(TOGETHER)
+    return stream(
+        pipeline, jobs, settings, batch=tuning.batch, lanes=tuning.streams, on_step=on_step
+    )
+
+
+def _require_png(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: the folder {output.parent} does not exist")
+    if output.suffix.lower() != ".png":
+        raise InputError(f"{output}: pictures are written as PNG; give a name ending in .png")
 
 
 class _Watch:

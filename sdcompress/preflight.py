@@ -49,7 +49,7 @@ _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer 
 _EFFICIENCY = {"f32": 0.78, "narrow": 0.66}
 _COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
-_QUANTIZED = {"narrow": {"int8": 0.62, "hybrid": 0.75}, "f32": {"int8": 0.30, "hybrid": 0.55}}
+_QUANTIZED = {"narrow": {"int8": 0.62, "hybrid": 0.75}, "f32": {"int8": 0.43, "hybrid": 0.61}}
 _CONVERT_SECONDS = 14.0  # libraries and tokenizer
 _CONVERT_SECONDS_BYTE = 10.5e-9
 _LOAD_SECONDS = 22.0
@@ -273,7 +273,7 @@ class _Work:
         """Both UNets, one at a time, compiled anew for each part of their layers."""
         runs = 2 * math.ceil(self.model.pixels * _LAYERS_BYTES_PIXEL / WATCHED_BYTES)
         seconds = _LOAD_SECONDS / 2 + runs * (_COMPILE_SECONDS * 1.5 + self._step_seconds("f32"))
-        mapped = self._ir_bytes("unet")
+        mapped = self._resident_mapping("unet")
         working = self.model.pixels * _DENOISING_BYTES_PIXEL + _LAYERS_ROOM * WATCHED_BYTES
         peak = _WAITING_BYTES + _RUNTIME_BYTES + working + 4 * self._parameters("unet") + mapped
         return StageEstimate("layers", "of the UNet", seconds, peak, mapped)
@@ -317,7 +317,7 @@ class _Work:
         )
 
     def _resident_mapping(self, component: str) -> float:
-        """What counts of a mapped file that `sdcompress.mapping` gives back again and again.
+        """What counts of a mapped file that `runtime.mapping` gives back again and again.
 
         On Linux nothing: what of it is resident for a moment is in the factors.
         """
@@ -327,7 +327,7 @@ class _Work:
         """Peak and mapped bytes of the runtime with all parts compiled that draw."""
         drawing = ("text_encoder", "unet", "vae_decoder")
         weights = sum(bytes_per_weight * self._parameters(one) for one in drawing)
-        mapped = sum(self._ir_bytes(one) for one in drawing)
+        mapped = sum(self._resident_mapping(one) for one in drawing)
         working = self.model.pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
         return _RUNTIME_BYTES + working + weights + mapped, mapped
 

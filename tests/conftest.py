@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 # No test may reach the network. The libraries read these when they are first imported: the hub's,
 # and those that report events from forked copies of the process, which wait for a network in vain.
 os.environ.update(HF_HUB_OFFLINE="1", CI="true", NNCF_CI="1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # PyTorch's threads wait by spinning, which starves the test process beside this one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 QUICK = (
     "sampling.steps=8",
@@ -34,6 +37,14 @@ def quick_recipe(name: str, *overrides: str) -> "Recipe":
     from sdcompress.shipped import shipped_folder
 
     return load_recipe(shipped_folder("recipes") / f"{name}.yaml", (*QUICK, *overrides))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a user's cache remembers of other runs must not help a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.grammar import parse
 from sdcompress.demo.render import render
 
+PICTURE = Path(__file__).parents[1] / "docs/unet_int8.png"
+
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -171,6 +173,24 @@ def test_generate_writes_a_24_bit_picture_with_its_settings(bundle: Path, tmp_pa
         assert picture.text["guidance_scale"] == "5.0"  # the bundle's own
 
 
+def test_generate_tells_what_it_does_to_save_memory(bundle: Path, tmp_path: Path) -> None:
+    def lines(*arguments: object) -> list[str]:
+        file = tmp_path / "x.png"
+        done = run("generate", bundle, "a red ring", "--steps", 2, "-o", file, *arguments)
+        assert done.exit_code == 0, done.output
+        return [line for line in done.stderr.splitlines() if "GB" in line or "memory" in line]
+
+    usual, (mode, together) = lines("--memory-report"), lines("--memory-report", "--keep-loaded")
+    assert usual[0].startswith("memory: parts in turn")
+    assert [line.split()[0] for line in usual[1:]] == ["text_encoder", "unet", "vae_decoder"]
+    assert mode.startswith("memory: all parts loaded")
+    assert together.startswith("all parts")
+    most = max(float(line.split()[1]) for line in usual[1:])
+    limited = lines("--memory-report", "--max-memory", f"{most + 0.01}GB")
+    assert [line.split()[0] for line in limited[1:]] == ["text_encoder", "unet", "vae_decoder"]
+    assert lines() == []
+
+
 def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> None:
     done = run(
         "generate", bundle, "a red ring", "--count", 2, "--size", "64x96", "--steps", 2,
@@ -245,6 +265,10 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
         (("--mode", "throughput", "--device", "AUTO"), "sdcompress bench"),
         (("--public-key", Path(__file__)), "public key in PEM form"),
         (("--size", "big"), "expected WIDTHxHEIGHT"),
+        (("--max-memory", "10MB"), "0.01 GB do not suffice"),
+        (("--max-memory", "2GB", "--keep-loaded"), "parts in turn"),
+        (("--max-memory", "2"), "2GB, 1500MB or 1.5GiB"),
+        (("--max-memory", "2GB", "--image", PICTURE), "goes without --image"),
         (("--size", "100x100"), "multiple of 8"),
         (("--size", "²x²"), "expected WIDTHxHEIGHT"),
         (("--size", "8000000x8000000"), "at most 4096"),

@@ -1,6 +1,7 @@
 """What a device makes of compressed layers, told from the executed graph."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 
 from sdcompress.cli import main
 from sdcompress.compress import compress
-from sdcompress.executed import executed_layers
+from sdcompress.executed import _compiled, executed_layers, times_of_compiled
 from sdcompress.recipe import Int8Weights
 
 
@@ -46,6 +47,34 @@ def test_inspect_shows_it(bundle: Path) -> None:
     assert "unet on CPU" in done.output
     assert "FullyConnected" in done.output
     assert "conv_in" in done.output
+
+
+def test_times_add_up_to_an_inference(bundle: Path) -> None:
+    """Against a clock around it; kernels are those of the executed graph."""
+    compiled = _compiled(bundle, "CPU", profiling=True)["unet"]
+    kernels = times_of_compiled(compiled)
+    request = compiled.create_infer_request()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        request.infer()
+        seconds.append(time.perf_counter() - start)
+    total = sum(one.seconds for one in kernels)
+    assert 0.3 * min(seconds) < total < 3 * min(seconds)
+    assert kernels[0].seconds == max(one.seconds for one in kernels) > 0
+    executed = {one.kernel for one in executed_layers(bundle)["unet"]}
+    assert executed <= {one.kernel for one in kernels}
+
+
+def test_inspect_shows_times(bundle: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", str(bundle), "--timed"])
+    assert done.exit_code == 0, done.output
+    for name in ("text_encoder", "unet", "vae_decoder"):
+        assert f"{name} on CPU: " in done.output
+    shares = [
+        float(line.split()[2].rstrip("%")) for line in done.output.splitlines() if "%" in line
+    ]
+    assert sum(shares) == pytest.approx(300, abs=10)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from sdcompress.interchange import write_peer_scheduler
-from sdcompress.runtime import Pipeline, Settings
+from sdcompress.runtime import Job, Pipeline, Settings
 
 torch = pytest.importorskip("torch")
 
@@ -44,6 +44,22 @@ def draw(case: tuple[Path, str]) -> tuple[Any, Any]:
     return pipeline.initial_latents(SEED), np.asarray(picture)
 
 
+def least_likeness(case: tuple[Path, str], latents: Any, picture: Any) -> float:
+    """40 dB, or hardly less than what this runtime keeps when last bits of its latents differ.
+
+    On some processors rounding to 8 bits makes that less than 40 dB.
+    """
+    folder, scheduler = case
+    pipeline = Pipeline.load(folder, execution_precision="f32")
+    settings = Settings(steps=STEPS, guidance_scale=GUIDANCE_SCALE, scheduler=scheduler)
+    own = []
+    for seed in range(4):
+        change = np.random.default_rng(seed).standard_normal(latents.shape, np.float32)
+        job = Job(PROMPT, latents=latents * (1 + np.float32(1e-6) * change))
+        own.append(peak_signal_noise_ratio(picture, np.asarray(pipeline.draw([job], settings)[0])))
+    return min(40.0, min(own) - 3)
+
+
 @pytest.mark.parametrize("case", CASES, indirect=True, ids="-".join)
 def test_optimum_intel_draws_the_same_picture(case: tuple[Path, str]) -> None:
     from optimum.intel import OVStableDiffusionPipeline
@@ -62,7 +78,7 @@ def test_optimum_intel_draws_the_same_picture(case: tuple[Path, str]) -> None:
         output_type="np",
     ).images[0]
     likeness = peak_signal_noise_ratio(picture, (drawn * 255).round().astype(np.uint8))
-    assert likeness > 40
+    assert likeness > least_likeness(case, latents, picture)
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True, ids="-".join)
@@ -87,4 +103,5 @@ def test_openvino_genai_draws_the_same_picture(case: tuple[Path, str]) -> None:
         guidance_scale=GUIDANCE_SCALE,
         generator=Given(),
     ).data[0]
-    assert peak_signal_noise_ratio(picture, np.asarray(drawn)) > 40
+    likeness = peak_signal_noise_ratio(picture, np.asarray(drawn))
+    assert likeness > least_likeness(case, latents, picture)

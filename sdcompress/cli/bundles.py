@@ -11,24 +11,40 @@ from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|IR")
 @click.option("--layers", is_flag=True, help="List every layer, not only the counts.")
 @click.option("--executed", is_flag=True, help="Compile, and show what the device makes of it.")
-@click.option("--device", default="CPU", show_default=True, help="Device for --executed.")
+@click.option("--timed", is_flag=True, help="Compile, run once, and show where the time goes.")
+@click.option(
+    "--device", default="CPU", show_default=True, help="Device for --executed and --timed."
+)
 @click.option("--peer-scheduler", metavar="NAME", help="Write a scheduler that peers have, such as "
               "ddim or euler, into the bundle's scheduler files.")  # fmt: skip
 def inspect(
-    folder: Path, *, layers: bool, executed: bool, device: str, peer_scheduler: str | None
+    folder: Path,
+    *,
+    layers: bool,
+    executed: bool,
+    timed: bool,
+    device: str,
+    peer_scheduler: str | None,
 ) -> None:
     """Show layers by precision and sizes, of a bundle or of one IR, and which peers can run it.
 
     With --executed, show instead which kernels a device runs, and in which precision it keeps the
     weights: some that are compressed in the file are unpacked when a device compiles the model.
-    With --peer-scheduler the bundle's scheduler files and manifest change; this runtime goes on to
-    draw with the scheduler that the bundle was evaluated with.
+    With --timed, show which kernels the time of one inference goes to. With --peer-scheduler the
+    bundle's scheduler files and manifest change; this runtime goes on to draw with the scheduler
+    that the bundle was evaluated with.
     """
     from sdcompress.inspection import describe
     from sdcompress.interchange import describe_peers, write_peer_scheduler
 
-    if executed and peer_scheduler:
-        raise click.UsageError("--executed and --peer-scheduler exclude each other")
+    if executed + timed + bool(peer_scheduler) > 1:
+        raise click.UsageError("--executed, --timed and --peer-scheduler exclude each other")
+    if timed:
+        from sdcompress.executed import describe_times
+
+        for line in describe_times(folder, device):
+            click.echo(line)
+        return
     if executed:
         from sdcompress.executed import describe_executed
 

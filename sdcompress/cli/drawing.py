@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdcompress.cli.options import BUNDLE, FILE, engine_options
+from sdcompress.cli.options import BUNDLE, FILE, MemorySize, engine_options
 
 SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmsolver++",
                "sde-dpmsolver++", "dpmsolver++-singlestep", "unipc", "lcm")  # fmt: skip
@@ -38,6 +38,14 @@ SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun",
     "--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is drawn."
 )
 @engine_options
+@click.option("--max-memory", type=MemorySize(), metavar="SIZE",
+              help="Stay below this, for example 2GB, or say that it cannot be done.")  # fmt: skip
+@click.option("--memory-report", is_flag=True,
+              help="Tell what each phase was expected to take, and took at most.")  # fmt: skip
+@click.option("--keep-loaded", is_flag=True, help="Keep all parts in memory, and decode each "
+              "picture as soon as it is denoised.")  # fmt: skip
+@click.option("--cache-prompts/--no-cache-prompts", default=True,
+              help="Keep encoded prompts for later runs.  [default: cache]")  # fmt: skip
 @click.option("--mode", type=click.Choice(["latency", "throughput"]),
               help="Streams and batch that `sdcompress bench` found best here.")  # fmt: skip
 @click.option("--streams", type=click.IntRange(1), help="Pictures drawn side by side.")
@@ -49,13 +57,15 @@ def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: An
     """Draw each PROMPT with BUNDLE, or with any pipeline folder of OpenVINO IR.
 
     Settings not given are those the bundle was evaluated with. PNGs are 24-bit and carry their
-    settings as text; several are numbered.
+    settings as text; several are numbered. Text encoder, UNet and decoder are loaded, used for all
+    pictures and given back one after the other.
 
     \b
     Examples:
       sdcompress generate build/unet_int8 "a small red circle above a large blue square"
       sdcompress generate BUNDLE "a photo of an astronaut riding a horse on mars" \\
           --negative-prompt "low resolution, blurry" --seed 42 --count 20 --size 512x512
+      sdcompress generate BUNDLE "a lighthouse" --max-memory 1.5GB --memory-report
       sdcompress generate BUNDLE "a castle at night" --image castle.jpg --strength 0.6
       sdcompress generate BUNDLE "a golden crown" --image portrait.png --mask hair.png
     """

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,22 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+_UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG]i?B)", re.IGNORECASE)
+
+
+class MemorySize(click.ParamType[int]):
+    """A number of bytes: 2GB, 1500 MB, 1.5GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(str(value).strip())
+        if not found or not float(found["number"]):
+            self.fail(f"{value}: write a size such as 2GB, 1500MB or 1.5GiB", param, ctx)
+        return int(float(found["number"]) * _UNITS[found["unit"].lower()])
 
 
 def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ next shows where much is lost, and the last layers what comes out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from sdcompress.evaluate.sqnr import Trajectory, UnetCall, sqnr_db
 from sdcompress.ir import IR_NAME
 from sdcompress.precision import layers_of
 from sdcompress.progress import Advance
-from sdcompress.runtime.device import Target, compile_model, read_model
+from sdcompress.runtime.device import Target, compile_model, opened_model
 
 Array = np.ndarray[Any, Any]
 # Of the outputs of one execution: a full-size UNet's would be gigabytes all together.
@@ -43,7 +44,9 @@ def measure_layers(
     sides = [(one, one.folder / "unet" / IR_NAME) for one in (baseline, candidate)]
     known = {layer.name for layer in layers_of(sides[0][1])}
     layers = [layer for layer in layers_of(sides[1][1]) if layer.name in known]
-    groups = _groups(_shaped(*sides[0], call), [layer.name for layer in layers], most_bytes)
+    names = [layer.name for layer in layers]
+    with _opened(*sides[0], call) as model:
+        groups = _groups(model, names, most_bytes)
     numbers = count(1)
 
     def ran() -> None:
@@ -95,12 +98,12 @@ def _outputs(
 
 def _executed(variant: Variant, xml: Path, names: Sequence[str], call: UnetCall) -> Iterator[Array]:
     """The same of one group. Its compiled model is gone before the next one is compiled."""
-    model = _shaped(variant, xml, call)
-    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-    for name in names:
-        model.add_outputs([nodes[name].output(0)])
-    inputs = _inputs(model, call)
-    compiled = compile_model(_target(variant), model, "unet")
+    with _opened(variant, xml, call) as model:
+        nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+        for name in names:
+            model.add_outputs([nodes[name].output(0)])
+        inputs = _inputs(model, call)
+        compiled = compile_model(_target(variant), model, "unet")
     del model, nodes
     request = compiled.create_infer_request()
     request.infer(inputs)
@@ -108,11 +111,12 @@ def _executed(variant: Variant, xml: Path, names: Sequence[str], call: UnetCall)
         yield request.get_output_tensor(index).data.astype(np.float32)
 
 
-def _shaped(variant: Variant, xml: Path, call: UnetCall) -> ov.Model:
+@contextmanager
+def _opened(variant: Variant, xml: Path, call: UnetCall) -> Iterator[ov.Model]:
     """The UNet, its inputs as large as the call's."""
-    model = read_model(_target(variant), xml)
-    model.reshape({name: list(one.shape) for name, one in _inputs(model, call).items()})
-    return model
+    with opened_model(_target(variant), xml) as model:
+        model.reshape({name: list(one.shape) for name, one in _inputs(model, call).items()})
+        yield model
 
 
 def _target(variant: Variant) -> Target:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sdcompress.runtime.archive import pack, unpack
     from sdcompress.runtime.denoise import OnStep, Step, Unet
     from sdcompress.runtime.device import require_device
+    from sdcompress.runtime.economy import Economy
+    from sdcompress.runtime.embeddings import EmbeddingCache
     from sdcompress.runtime.errors import (
         BundleError,
         CancelledError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         verify,
         write_manifest,
     )
+    from sdcompress.runtime.phases import draw_in_phases
     from sdcompress.runtime.pipeline import Pipeline
     from sdcompress.runtime.schedulers import SCHEDULERS, require_scheduler
     from sdcompress.runtime.settings import Job, Settings
@@ -41,6 +44,8 @@ __all__ = [
     "BundleError",
     "CancelledError",
     "DeviceError",
+    "Economy",
+    "EmbeddingCache",
     "FileRecord",
     "InputError",
     "Job",
@@ -52,6 +57,7 @@ __all__ = [
     "Settings",
     "Step",
     "Unet",
+    "draw_in_phases",
     "hash_files",
     "open_image",
     "pack",
@@ -72,6 +78,8 @@ _EXPORTS = {
     "BundleError": "sdcompress.runtime.errors",
     "CancelledError": "sdcompress.runtime.errors",
     "DeviceError": "sdcompress.runtime.errors",
+    "Economy": "sdcompress.runtime.economy",
+    "EmbeddingCache": "sdcompress.runtime.embeddings",
     "FileRecord": "sdcompress.runtime.manifest",
     "InputError": "sdcompress.runtime.errors",
     "Job": "sdcompress.runtime.settings",
@@ -83,6 +91,7 @@ _EXPORTS = {
     "Settings": "sdcompress.runtime.settings",
     "Step": "sdcompress.runtime.denoise",
     "Unet": "sdcompress.runtime.denoise",
+    "draw_in_phases": "sdcompress.runtime.phases",
     "hash_files": "sdcompress.runtime.manifest",
     "open_image": "sdcompress.runtime.image",
     "pack": "sdcompress.runtime.archive",

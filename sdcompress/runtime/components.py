@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ import numpy as np
 import openvino as ov
 
 from sdcompress.runtime.arrays import Array, Float32
-from sdcompress.runtime.device import Target, compile_model, precision_in_force, read_model
+from sdcompress.runtime.content import Content, content_of
+from sdcompress.runtime.device import (
+    Target,
+    compile_model,
+    opened_model,
+    precision_by_default,
+    precision_in_force,
+)
 from sdcompress.runtime.errors import BundleError, InputError
+from sdcompress.runtime.mapping import give_back_freed
 from sdcompress.runtime.noise import Noise
 
 Shapes = dict[str, tuple[int, ...]]
@@ -102,6 +111,7 @@ class Component:
         self._lock = threading.Lock()
         # The last used comes first. There are as many as streams, which may need different ones.
         self._executables: tuple[_Executable, ...] = ()
+        self._contents: dict[tuple[object, ...], Content] = {}
 
     @property
     def compiled(self) -> ov.CompiledModel:
@@ -125,6 +135,22 @@ class Component:
         """The shapes of all inputs, as far as those that are known tell them."""
         del declared
         return {name: ov.PartialShape(shape) for name, shape in shapes.items()}
+
+    def content(self, shapes: Shapes) -> Content:
+        """What compiling for inputs of these shapes will put into memory. Reads the file."""
+        key = tuple(shapes.items())
+        if key not in self._contents:
+            float_bytes = 4 if precision_by_default(self._target) == "f32" else 2
+            with opened_model(self._target, self.path) as model:
+                self._reshape(model, self.complete(self.prepare(model), shapes), shapes)
+                self._contents[key] = content_of(model, float_bytes, self.path.stat().st_size)
+        return self._contents[key]
+
+    def release(self) -> None:
+        """Give back the memory of what was compiled. The next call compiles again."""
+        with self._lock:
+            self._executables = ()
+        give_back_freed()
 
     def infer(self, values: Mapping[str, Array]) -> Float32:
         """Run once; returns an array that belongs to the caller."""
@@ -155,7 +181,10 @@ class Component:
             return fitting
 
     def _compile(self, shapes: Shapes) -> _Executable:
-        model = read_model(self._target, self.path)
+        with opened_model(self._target, self.path) as model:
+            return self._compile_model(model, shapes)
+
+    def _compile_model(self, model: ov.Model, shapes: Shapes) -> _Executable:
         names = {port.get_any_name() for port in model.inputs}
         if names != set(self.inputs):
             raise BundleError(
@@ -193,10 +222,14 @@ class Component:
                 for name, shape in asked.items()
                 if not model.input(name).partial_shape.compatible(shape)
             }
-        if not changed:
-            return
+        if changed:
+            self._reshape(model, changed, shapes)
+
+    def _reshape(
+        self, model: ov.Model, changed: Mapping[str, ov.PartialShape], shapes: Shapes
+    ) -> None:
         try:
-            model.reshape(changed)
+            model.reshape(dict(changed))
         except RuntimeError as fault:
             raise self._unsuitable(shapes, fault) from fault
 
@@ -246,6 +279,13 @@ class UnetComponent(Component):
             # Exports fix 77 tokens also where all else is dynamic; long prompts have more.
             declared[_TEXT] = ov.PartialShape([-1, -1, declared[_TEXT][2]])
         return declared
+
+    @cached_property
+    def text_width(self) -> int:
+        """Values of a token's embedding."""
+        with opened_model(self._target, self.path) as model:
+            width: int = model.input(_TEXT).partial_shape[2].get_length()
+            return width
 
     def complete(
         self, declared: Mapping[str, ov.PartialShape], shapes: Shapes

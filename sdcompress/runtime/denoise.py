@@ -46,13 +46,15 @@ def denoise(
     guidance_scale: float,
     fresh_noise: FreshNoise,
     blend: Blend | None = None,
+    branches_apart: bool = False,
     on_step: OnStep | None = None,
 ) -> Float32:
     """Turn latents [n, 4, h/8, w/8] in the plan's scale into clean ones.
 
     `conditional` and `unconditional` are [n or 1, 77, d]. With guidance both branches go through
-    the network in one batch, the unconditional one first; at a scale of 1.0 the second branch
-    would cancel out and is not computed. Raises CancelledError when `on_step` returns True.
+    the network in one batch, the unconditional one first, or with `branches_apart` one after the
+    other, which takes less memory; at a scale of 1.0 the second branch would cancel out and is not
+    computed. Raises CancelledError when `on_step` returns True.
     """
     count = len(latents)
     text = _per_image(conditional, count, "conditional")
@@ -64,7 +66,7 @@ def denoise(
     asked: list[tuple[Float32, Float32]] = []
 
     def predict(x: Float32, timestep: float) -> Float32:
-        output = unet(np.concatenate([x, x]) if guided else x, timestep, text)
+        output = _ask(unet, x, timestep, text, apart=branches_apart)
         require_finite(output, f"UNet's predictions at timestep {timestep:g}")
         if guided:
             base, conditioned = output[:count], output[count:]
@@ -86,6 +88,16 @@ def denoise(
             latents = steps.send(latents)
     require_finite(latents, "latents after the last step")
     return latents
+
+
+def _ask(unet: Unet, x: Float32, timestep: float, text: Float32, *, apart: bool) -> Float32:
+    """What the network says of latents [n, ...] for each branch of texts [branches * n, 77, d]."""
+    branches = len(text) // len(x)
+    if branches == 1:
+        return unet(x, timestep, text)
+    if apart:
+        return np.concatenate([unet(x, timestep, branch) for branch in np.split(text, branches)])
+    return unet(np.concatenate([x] * branches), timestep, text)
 
 
 def require_finite(values: Array, what: str) -> None:

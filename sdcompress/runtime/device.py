@@ -1,13 +1,16 @@
 """Compiles IR files for a device, with an execution precision that is asked for and checked."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import openvino as ov
 from openvino import properties
-from openvino.properties import hint
+from openvino.properties import device, hint
 
 from sdcompress.runtime.errors import BundleError, DeviceError, InputError
+from sdcompress.runtime.mapping import reading
 
 EXECUTION_PRECISIONS: dict[str, ov.Type] = {
     "f32": ov.Type.f32,
@@ -26,7 +29,7 @@ class Target:
 
     A precision of None leaves it to the plugin, threads of None to OpenVINO. `streams` is how many
     requests a model executes side by side. `static` compiles for the shapes that are met, and
-    again when they change.
+    again when they change. `profiling` has requests tell what each layer took.
     """
 
     device: str = "CPU"
@@ -35,6 +38,7 @@ class Target:
     threads: int | None = None
     streams: int = 1
     static: bool = True
+    profiling: bool = False
     core: ov.Core = field(default_factory=ov.Core, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,15 +54,18 @@ class Target:
         require_device(self.device, self.core)
 
 
-def read_model(target: Target, path: Path) -> ov.Model:
-    """Read an IR file; its weights stay mapped from disk until they are needed."""
-    try:
-        return target.core.read_model(path)
-    except RuntimeError as fault:
-        raise BundleError(
-            f"{path} is not a readable OpenVINO model: {_last_line(fault)}. "
-            "Build or copy the folder again."
-        ) from fault
+@contextmanager
+def opened_model(target: Target, path: Path) -> Iterator[ov.Model]:
+    """Reads an IR file. Its weights are mapped from disk, and given back after they were used."""
+    with ExitStack() as stack:
+        try:
+            model = stack.enter_context(reading(path, target.core))
+        except RuntimeError as fault:
+            raise BundleError(
+                f"{path} is not a readable OpenVINO model: {_last_line(fault)}. "
+                "Build or copy the folder again."
+            ) from fault
+        yield model
 
 
 def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledModel:
@@ -66,6 +73,8 @@ def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledMode
     options: dict[str, object] = {hint.performance_mode(): hint.PerformanceMode.LATENCY}
     if target.streams > 1:
         options = {properties.num_streams(): str(target.streams)}
+    if target.profiling:
+        options[properties.enable_profiling()] = True
     if target.threads is not None:
         options[properties.inference_num_threads()] = target.threads
     wanted = target.execution_precision
@@ -87,6 +96,16 @@ def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledMode
             f"has no {wanted}. Ask for {in_force}, or for none to let the device choose."
         )
     return compiled
+
+
+def precision_by_default(target: Target) -> str:
+    """The precision that floating-point layers will run in, as far as it is known beforehand."""
+    if target.execution_precision is not None:
+        return target.execution_precision
+    if target.device != "CPU":
+        return "f16"
+    capable = target.core.get_property(target.device, device.capabilities())
+    return "bf16" if "BF16" in capable else "f32"
 
 
 def precision_in_force(compiled: ov.CompiledModel) -> str:

@@ -4,7 +4,6 @@ Reads a job as JSON on standard input and prints the figures as one JSON line. R
 runtime's packages alone, so that memory is that of the engine that ships.
 """
 
-import ctypes
 import itertools
 import json
 import statistics
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sdcompress.runtime.denoise import Step
 from sdcompress.runtime.pipeline import Pipeline
+from sdcompress.runtime.residence import peak_rss_bytes
 from sdcompress.runtime.settings import Job, Settings
 from sdcompress.runtime.streaming import stream
 
@@ -101,47 +101,6 @@ def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed
         "other": denoised - encoded - in_unet,
     }
     return _Timed(end - start, [b - a for a, b in itertools.pairwise(ticks)], parts)
-
-
-def peak_rss_bytes() -> int | None:
-    """Returns this process's resident high-water mark, or None where the system keeps none."""
-    if sys.platform == "win32":
-        return _peak_working_set_bytes()
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
-
-
-class _ProcessMemoryCounters(ctypes.Structure):
-    """PROCESS_MEMORY_COUNTERS of the Windows API."""
-
-    _fields_ = (
-        ("cb", ctypes.c_uint32),
-        ("page_fault_count", ctypes.c_uint32),
-        *((name, ctypes.c_size_t) for name in ("peak_working_set_size", "working_set_size",
-          "quota_peak_paged_pool", "quota_paged_pool", "quota_peak_non_paged_pool",
-          "quota_non_paged_pool", "pagefile", "peak_pagefile")),
-    )  # fmt: skip
-
-
-def _peak_working_set_bytes() -> int | None:
-    counters = _ProcessMemoryCounters(cb=ctypes.sizeof(_ProcessMemoryCounters))
-    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]  # on Windows only
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    kernel.K32GetProcessMemoryInfo.argtypes = (
-        ctypes.c_void_p, ctypes.POINTER(_ProcessMemoryCounters), ctypes.c_uint32,
-    )  # fmt: skip
-    found = kernel.K32GetProcessMemoryInfo(
-        kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb
-    )
-    return int(counters.peak_working_set_size) if found else None
 
 
 if __name__ == "__main__":

@@ -21,13 +21,16 @@ from sdcompress.runtime.begin import (
 )
 from sdcompress.runtime.components import (
     Component,
+    Shapes,
     TextEncoder,
     UnetComponent,
     VaeDecoder,
     VaeEncoder,
 )
+from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import Target
+from sdcompress.runtime.economy import Economy
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
 from sdcompress.runtime.layout import ModelLayout, read_layout
@@ -40,6 +43,7 @@ from sdcompress.runtime.schedulers import (
     require_scheduler,
 )
 from sdcompress.runtime.settings import Job, Settings, bundled_settings
+from sdcompress.runtime.tiling import decode_tiled
 from sdcompress.runtime.tokenizer import Pieces, PromptTokenizer
 from sdcompress.runtime.trust import require_intact
 from sdcompress.runtime.weighting import Fragment, parse_weights, weighted
@@ -61,8 +65,10 @@ class Pipeline:
         tokenizer: PromptTokenizer,
         target: Target,
         settings: Settings | None = None,
+        economy: Economy | None = None,
     ) -> None:
         self.settings = settings or Settings()  # what is used unless told otherwise
+        self.economy = economy or Economy()  # may be changed between pictures
         self._layout = layout
         self._tokenizer = tokenizer
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
@@ -81,6 +87,8 @@ class Pipeline:
         threads: int | None = None,
         streams: int = 1,
         static: bool = True,
+        profiling: bool = False,
+        economy: Economy | None = None,
         verify: str = "once",
     ) -> "Pipeline":
         """Open a model folder: check its files and read its configurations.
@@ -88,7 +96,8 @@ class Pipeline:
         The pipeline's `settings` become those the bundle was evaluated with. Each component is
         compiled when it is first used. `execution_precision` is "f32", "bf16" or "f16"; None
         leaves it to the device, which may be less precise than the stored weights. `threads`,
-        `streams` and `static` are those of :class:`~sdcompress.runtime.device.Target`.
+        `streams`, `static` and `profiling` are those of
+        :class:`~sdcompress.runtime.device.Target`; `economy` says what is done to save memory.
 
         Sizes of the files are always compared with the manifest; `verify` says when hashes are:
         "once" for each copy of a bundle on this machine, "always" or "never".
@@ -101,8 +110,9 @@ class Pipeline:
             # one that this runtime lacks; then the caller has to choose another by name.
             require_scheduler(layout.folder, settings.scheduler)
         cache = Path(cache_dir) if cache_dir else None
-        target = Target(device, execution_precision, cache, threads, streams, static)
-        return cls(layout, PromptTokenizer.load(layout.folder / "tokenizer"), target, settings)
+        target = Target(device, execution_precision, cache, threads, streams, static, profiling)
+        tokenizer = PromptTokenizer.load(layout.folder / "tokenizer")
+        return cls(layout, tokenizer, target, settings, economy)
 
     @property
     def folder(self) -> Path:
@@ -131,15 +141,23 @@ class Pipeline:
         """Compile what text-to-image with these settings needs now, not when it is first used."""
         settings = settings or self.settings
         text = self.encode([""], settings)
-        branches = 2 * batch if settings.guided else batch
-        shape = self._latent_shape(settings.width, settings.height)
-        self._unet.compile_for(
-            {
-                "sample": (branches, self._layout.unet_channels, *shape[2:]),
-                "encoder_hidden_states": (branches, *text.shape[1:]),
-            }
-        )
-        self._vae_decoder.compile_for({"latent_sample": shape})
+        for part, shapes in self._shapes(settings, batch, self.economy, text.shape[1:]):
+            part.compile_for(shapes)
+
+    def contents(self, settings: Settings, batch: int, economy: Economy) -> dict[str, Content]:
+        """What the parts will put into memory for text-to-image, by their names."""
+        piece = self._tokenizer.encode([""]).ids.shape
+        found = {"text_encoder": self._text_encoder.content({"input_ids": piece})}
+        width = self._unet.text_width
+        for part, shapes in self._shapes(settings, batch, economy, (piece[1], width)):
+            found[part.name] = part.content(shapes)
+        return found
+
+    def release(self, *names: str) -> None:
+        """Give back the memory of the components of these names, until they are used again."""
+        for part in (*self._components(), self._vae_encoder):
+            if part.name in names:
+                part.release()
 
     def execution_precisions(self, *names: str) -> dict[str, str]:
         """The precision in force in the components of these names, by default in all.
@@ -226,6 +244,7 @@ class Pipeline:
             guidance_scale=(settings or self.settings).guidance_scale,
             fresh_noise=start.fresh_noise,
             blend=start.blend(),
+            branches_apart=self.economy.branches_apart,
             on_step=on_step,
         )
 
@@ -235,7 +254,11 @@ class Pipeline:
         # One at a time: the decoder's activations are the largest of the whole pipeline.
         for index in range(len(latents)):
             one = latents[index : index + 1] / self._layout.scaling_factor
-            decoded = self._vae_decoder(one)
+            tile, scale = self.economy.vae_tile, self._layout.vae_scale
+            if tile is None:
+                decoded = self._vae_decoder(one)
+            else:
+                decoded = decode_tiled(self._vae_decoder, one, tile, scale)
             require_finite(decoded, f"pixels of decoded picture {index + 1}")
             pictures.append(to_pixels(decoded))
         return np.concatenate(pictures)
@@ -366,6 +389,20 @@ class Pipeline:
                 f"{below + step}."
             )
         return pixels
+
+    def _shapes(
+        self, settings: Settings, batch: int, economy: Economy, text: tuple[int, ...]
+    ) -> tuple[tuple[Component, Shapes], ...]:
+        """What UNet and decoder are given, with embeddings of the shape `text`."""
+        branches = 2 * batch if settings.guided and not economy.branches_apart else batch
+        shape = self._latent_shape(settings.width, settings.height)
+        sample = (branches, self._layout.unet_channels, *shape[2:])
+        cells = [side if economy.vae_tile is None else min(side, economy.vae_tile)
+                 for side in shape[2:]]  # fmt: skip
+        return (
+            (self._unet, {"sample": sample, "encoder_hidden_states": (branches, *text)}),
+            (self._vae_decoder, {"latent_sample": (*shape[:2], *cells)}),
+        )
 
     def _components(self) -> tuple[Component, ...]:
         return (self._text_encoder, self._unet, self._vae_decoder)

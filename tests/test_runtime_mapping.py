@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as opset
 
-from sdcompress.mapping import mapped, reading
+from sdcompress.runtime.mapping import mapped, reading
 
 SHAPE = (1024, 2048)
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")

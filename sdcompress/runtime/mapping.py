@@ -1,4 +1,4 @@
-"""Gives mapped weight files back to the system while work on them goes on.
+"""Gives memory back to the system: mapped weight files while work goes on, and what was freed.
 
 OpenVINO maps an IR's .bin, and every page that was read stays resident, though the system could
 read it again. Dropping such pages costs a read from the page cache when they are needed once more,
@@ -20,19 +20,20 @@ _SECONDS = 0.2
 
 
 @contextmanager
-def reading(xml: Path) -> Iterator[ov.Model]:
+def reading(xml: Path, core: ov.Core | None = None) -> Iterator[ov.Model]:
     """Yields the model, and drops its resident weights again and again inside the block.
 
     The file stays mapped until the block ends, whatever becomes of the model: were it unmapped
     earlier, other memory could take its place and be dropped. Where the system has no such call (it
     is Linux's), nothing is dropped.
     """
+    core = core or ov.Core()
     if not sys.platform.startswith("linux"):
-        yield ov.Core().read_model(xml)
+        yield core.read_model(xml)
         return
     file = xml.with_suffix(".bin")
     others = mapped(file)
-    held = ov.Core().read_model(xml)
+    held = core.read_model(xml)
     spans = mapped(file) - others
     done = threading.Event()
 
@@ -67,3 +68,11 @@ def release(spans: Collection[Span]) -> None:
     advise = ctypes.CDLL(None).madvise
     for start, end in spans:
         advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+def give_back_freed() -> None:
+    """Returns freed memory that the allocator keeps for later to the system. glibc only."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)

@@ -1,0 +1,39 @@
+"""What a model will hold when it is compiled, told from its graph."""
+
+from dataclasses import dataclass
+from math import prod
+
+import openvino as ov
+
+
+@dataclass(frozen=True)
+class Content:
+    """Bytes of a model's weights, of the largest output of one of its layers, and of its graph."""
+
+    weight_bytes: int
+    largest_output_bytes: int
+    graph_bytes: int
+
+
+def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
+    """Reads a model of fixed shapes, executed with `float_bytes` a floating-point value.
+
+    `graph_bytes` are those of the file that describes the graph.
+    """
+    weights = largest = 0
+    computed: set[str] = set()  # what depends on the inputs
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Constant":
+            element = node.output(0).get_element_type()
+            bits = 8 * float_bytes if element.is_real() else element.bitwidth
+            weights += prod(node.output(0).shape) * bits // 8
+            continue
+        sources = [one.get_source_output().get_node() for one in node.inputs()]
+        if kind != "Parameter" and computed.isdisjoint(one.get_name() for one in sources):
+            continue
+        computed.add(node.get_name())
+        for output in node.outputs():
+            if output.partial_shape.is_static:
+                largest = max(largest, float_bytes * prod(output.shape))
+    return Content(weights, largest, graph_bytes)
