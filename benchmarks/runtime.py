@@ -3,7 +3,8 @@
 Each runtime draws one picture of 512 x 512 in 20 steps with guidance 7.5, from process start to the
 PNG on disk, in processes of their own that take turns. The peers draw with DDIM, because
 openvino-genai has no DPM-Solver++; it asks the UNet as often. Prints one Markdown table with
-medians, the spread of the turns, and ratios to openvino-genai on the 16-bit model.
+medians, the spread of the turns, and ratios to the first contender. About 20 minutes a turn on two
+cores.
 """
 
 import argparse
@@ -64,20 +65,21 @@ def main() -> None:
     parser.add_argument("--wide", type=Path, help="the bundle's model in 16-bit OpenVINO IR")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", action="append", help="contenders whose name contains this")
-    parser.add_argument("--child", nargs=2, metavar=("RUNTIME", "FOLDER"), help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
+    parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.child:
-        runtime, folder = options.child
+        runtime, folder, *rest = options.child
         print(json.dumps(_CHILDREN[runtime](Path(folder), rest)))
         return
-    wide = options.wide or _converted(options.bundle)
+    bundle = options.bundle.resolve()
+    wide = options.wide.resolve() if options.wide else _converted(bundle)
     chosen = [
         one for one in CONTENDERS if not options.only or any(o in one.name for o in options.only)
     ]
-    with tempfile.TemporaryDirectory(dir=options.bundle.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
         folders = {
             name: _for_peers(folder, Path(scratch) / name)
-            for name, folder in (("wide", wide), ("bundle", options.bundle))
+            for name, folder in (("wide", wide), ("bundle", bundle))
         }
         seen: dict[Contender, list[Figures]] = {one: [] for one in chosen}
         for _ in range(options.turns):

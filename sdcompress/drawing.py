@@ -1,11 +1,10 @@
 """Draws pictures from a bundle for the command line; needs the runtime's packages only."""
 
-import platform
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import click
 from PIL import Image
 
 from sdcompress.runtime import (
-    Economy,
     EmbeddingCache,
     InputError,
     Job,
@@ -86,36 +84,9 @@ class Engine:
             base.static if self.static is None else self.static,
         )
 
-    def economy(
-        self,
-        pipeline: Pipeline,
-        settings: Settings,
-        tuning: Tuning,
-        *,
-        preview: bool,
-        pictures: bool,
-    ) -> Economy:
-        """What is done to save memory. Raises InputError when a limit cannot be kept."""
-        together = self.keep_loaded or preview or tuning.streams > 1
-        if self.max_memory is None:
-            return Economy(in_turn=not together)
-        if pictures:
-            raise InputError(
-                "--max-memory goes without --image: what encoding a picture takes is not foreseen"
-            )
-        if together:
-            raise InputError(
-                "--max-memory needs the parts in turn: leave out --keep-loaded, --preview and "
-                "several streams"
-            )
-        return choose_economy(pipeline, settings, tuning.batch, self.max_memory)
-
-    def cache(self, bundle: Path) -> EmbeddingCache | None:
-        """Where embeddings of prompts are kept; None if they are not."""
-        if not self.cache_prompts:
-            return None
-        engine = [self.device, str(self.precision), version("openvino"), platform.node()]
-        return EmbeddingCache.of(bundle, engine)
+    def in_turn(self, tuning: Tuning, *, preview: bool) -> bool:
+        """Whether parts are given back before the next are loaded."""
+        return not (self.keep_loaded or preview or tuning.streams > 1)
 
     def open(self, bundle: Path, tuning: Tuning) -> Pipeline:
         """Checks the bundle and opens it."""
@@ -151,8 +122,8 @@ def draw(
 ) -> Iterator[Path]:
     """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
-    Settings that are None fall back to those the bundle was evaluated with. Pictures are written
-    beside the drawing of the next. Raises InputError for a malformed size or prompt, for an output
+    Settings that are None fall back to those the bundle was evaluated with. PNGs are encoded and
+    written beside other work. Raises InputError for a malformed size or prompt, for an output
     folder that does not exist and for a memory limit that cannot be kept.
     """
     _require_png(output)
@@ -173,52 +144,97 @@ def draw(
     if resolved.prompt_weights:
         for one in (negative_prompt, *prompts):
             parse_weights(one)  # a fault in the last prompt is told before the first is drawn
-    pipeline.economy = engine.economy(
-        pipeline, resolved, tuning, preview=preview, pictures=begin.image is not None
+    tuning = replace(tuning, batch=min(tuning.batch, len(jobs)))
+    memory = _Memory(
+        pipeline,
+        resolved,
+        tuning,
+        in_turn=engine.in_turn(tuning, preview=preview),
+        foreseen=begin.image is None and not resolved.long_prompts and engine.device == "CPU",
     )
+    if engine.max_memory is not None:
+        memory.limit(engine.max_memory)
     names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
     batches = -(-len(jobs) // tuning.batch)
     shown = output.with_suffix(".preview.png") if preview else None
     watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", shown)
-    peaks = PhasePeaks()
+    watched = memory_report or engine.max_memory is not None
     written: list[Future[Path]] = []
-    with watch, peaks.watching(), ThreadPoolExecutor(1) as writing:
-        drawn = _drawn(
-            pipeline, jobs, resolved, tuning, engine.cache(bundle), peaks,
-            lambda step: watch(step, pipeline),
-        )  # fmt: skip
+    watching = memory.peaks.watching() if watched else nullcontext()
+    with watch, watching, ThreadPoolExecutor(1) as writing:
+        cache = pipeline.prompt_cache() if engine.cache_prompts else None
+        drawn = memory.drawn(jobs, cache, lambda step: watch(step, pipeline))
         for file, (job, image) in zip(names, drawn, strict=True):
             text = _metadata(job, drawn_with, image, bundle)
             written.append(writing.submit(_save, image, file, text))
             while written and written[0].done():
                 yield written.pop(0).result()
     yield from (save.result() for save in written)
-    if memory_report:
-        expected = expected_peaks(pipeline, resolved, tuning.batch, pipeline.economy)
-        for line in report(pipeline.economy, expected, peaks.peaks):
-            click.echo(line, err=True)
+    for line in memory.told(engine.max_memory, whole=memory_report):
+        click.echo(line, err=True)
 
 
-def _drawn(
-    pipeline: Pipeline,
-    jobs: Sequence[Job],
-    settings: Settings,
-    tuning: Tuning,
-    cache: EmbeddingCache | None,
-    peaks: PhasePeaks,
-    on_step: OnStep,
-) -> Iterator[tuple[Job, Image.Image]]:
-    if pipeline.economy.in_turn:
-        return draw_in_phases(
-            pipeline, jobs, settings, batch=tuning.batch, cache=cache,
-            on_phase=peaks.begin, on_step=on_step,
-        )  # fmt: skip
-    peaks.begin(TOGETHER)
-    return stream(
-        pipeline, jobs, settings, batch=tuning.batch, lanes=tuning.streams, on_step=on_step
-    )
+@dataclass
+class _Memory:
+    """How pictures are drawn as far as memory goes, and what that takes.
+
+    `foreseen` says whether what is expected is known: not for sizes that pictures to begin with
+    bring along, not for prompts of any length, and not for memory of other devices.
+    """
+
+    pipeline: Pipeline
+    settings: Settings
+    tuning: Tuning
+    in_turn: bool
+    foreseen: bool
+    peaks: PhasePeaks = field(default_factory=PhasePeaks)
+
+    def limit(self, most: int) -> None:
+        """Chooses a way that is expected to stay below `most` bytes. Raises InputError if none."""
+        if not self.in_turn:
+            raise InputError(
+                "--max-memory needs the parts in turn: leave out --keep-loaded, --preview and "
+                "several streams"
+            )
+        if not self.foreseen:
+            raise InputError(
+                "--max-memory goes without --image, --long-prompts and other devices than the "
+                "CPU: what those take is not foreseen"
+            )
+        self.pipeline.economy = choose_economy(
+            self.pipeline, self.settings, self.tuning.batch, most
+        )
+
+    def drawn(
+        self, jobs: Sequence[Job], cache: EmbeddingCache | None, on_step: OnStep
+    ) -> Iterator[tuple[Job, Image.Image]]:
+        """Draws in the way that was chosen."""
+        pipeline, settings, tuning = self.pipeline, self.settings, self.tuning
+        if self.in_turn:
+            return draw_in_phases(
+                pipeline, jobs, settings, batch=tuning.batch, cache=cache,
+                on_phase=self.peaks.begin, on_step=on_step,
+            )  # fmt: skip
+        self.peaks.begin(TOGETHER)
+        return stream(
+            pipeline, jobs, settings, batch=tuning.batch, lanes=tuning.streams, on_step=on_step
+        )
+
+    def told(self, most: int | None, *, whole: bool) -> Iterator[str]:
+        """Lines about what was taken: all, or only that it was more than the limit."""
+        if whole:
+            expected = self.foreseen and expected_peaks(
+                self.pipeline, self.settings, self.tuning.batch, self.pipeline.economy,
+                in_turn=self.in_turn, streams=self.tuning.streams,
+            )  # fmt: skip
+            parts = "parts in turn" if self.in_turn else "all parts loaded"
+            title = f"{parts}, {self.pipeline.economy.describe()}"
+            yield from report(title, expected or {}, self.peaks.peaks)
+        taken = max(self.peaks.peaks.values(), default=0)
+        if most is not None and taken > most:
+            yield f"{taken / 1e9:.2f} GB were taken, more than the limit of {most / 1e9:.2f} GB"
 
 
 def _require_png(output: Path) -> None:

@@ -89,7 +89,7 @@ def times_of_compiled(compiled: ov.CompiledModel) -> tuple[KernelTime, ...]:
     inputs = {}
     for port in compiled.inputs:
         values = random.standard_normal(tuple(port.shape))
-        # Token ids and timesteps that every model knows.
+        # Small token ids are in every vocabulary.
         whole = port.element_type.is_integral()
         inputs[port] = (np.abs(values) if whole else values).astype(port.element_type.to_dtype())
     request.infer(inputs)  # the first one also unpacks and allocates

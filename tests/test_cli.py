@@ -265,7 +265,7 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
         (("--mode", "throughput", "--device", "AUTO"), "sdcompress bench"),
         (("--public-key", Path(__file__)), "public key in PEM form"),
         (("--size", "big"), "expected WIDTHxHEIGHT"),
-        (("--max-memory", "10MB"), "0.01 GB do not suffice"),
+        (("--max-memory", "10MB"), "0.01 GB does not suffice"),
         (("--max-memory", "2GB", "--keep-loaded"), "parts in turn"),
         (("--max-memory", "2"), "2GB, 1500MB or 1.5GiB"),
         (("--max-memory", "2GB", "--image", PICTURE), "goes without --image"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -34,8 +35,10 @@ def test_weights_count_as_they_are_kept_and_outputs_only_of_what_is_computed() -
     assert content_of(model, 2, 7) == Content(2 * 64_000 + 10_000, 2 * 2 * 1000, 7)
 
 
-def expected(pipeline: Pipeline, economy: Economy) -> dict[str, float]:
-    return expected_peaks(pipeline, LARGE, 1, economy)
+def expected(pipeline: Pipeline, economy: Economy, **further: Any) -> dict[str, float]:
+    found = expected_peaks(pipeline, LARGE, 1, economy, **further)
+    assert found is not None
+    return found
 
 
 def test_everything_that_saves_memory_is_expected_to(pipeline: Pipeline) -> None:
@@ -45,8 +48,10 @@ def test_everything_that_saves_memory_is_expected_to(pipeline: Pipeline) -> None
     tiled = [expected(pipeline, Economy(vae_tile=tile))["vae_decoder"] for tile in (16, 32, 48)]
     assert tiled == sorted(tiled)
     assert tiled[-1] < plain["vae_decoder"]
-    (together,) = expected(pipeline, Economy(in_turn=False)).values()
+    (together,) = expected(pipeline, Economy(), in_turn=False).values()
     assert together > max(plain.values())
+    (more,) = expected(pipeline, Economy(), in_turn=False, streams=2).values()
+    assert more > together
 
 
 def test_the_size_counts_also_where_models_are_compiled_for_all(pipeline: Pipeline) -> None:
@@ -62,15 +67,33 @@ def test_the_quickest_way_below_the_limit_is_chosen(pipeline: Pipeline) -> None:
     assert chosen != Economy()
     assert max(expected(pipeline, chosen).values()) < quick
     assert choose_economy(pipeline, LARGE, 1, int(thrifty) + 1).vae_tile is not None
-    with pytest.raises(InputError, match=r"0.01 GB do not suffice.*unet .* GB"):
+    with pytest.raises(InputError, match=r"0.01 GB does not suffice.*unet .* GB"):
         choose_economy(pipeline, LARGE, 1, 10_000_000)
 
 
+def test_what_the_files_do_not_allow_is_not_chosen(tmp_path: Path) -> None:
+    """A UNet that was built for both branches in one batch."""
+    pipeline = Pipeline.load(write_toy_model(tmp_path / "model", batch=2))
+    apart = Economy(branches_apart=True)
+    assert expected_peaks(pipeline, LARGE, 1, apart) is None
+    limit = max(expected(pipeline, Economy()).values())
+    chosen = choose_economy(pipeline, LARGE, 1, int(limit) - 1)
+    assert not chosen.branches_apart
+    assert chosen.vae_tile is not None
+    with pytest.raises(InputError, match="does not suffice"):
+        choose_economy(pipeline, LARGE, 1, 10_000_000)
+
+
+def test_tiles_that_are_too_small_are_refused() -> None:
+    with pytest.raises(InputError, match="Tiles of 8"):
+        Economy(vae_tile=8)
+
+
 def test_a_report_shows_every_phase() -> None:
-    lines = [*report(Economy(vae_tile=24), {"unet": 2e9}, {"vae_encoder": 1_500_000_000})]
+    economy = Economy(vae_tile=24)
+    lines = [*report(economy.describe(), {"unet": 2e9}, {"vae_encoder": 1_500_000_000})]
     assert lines[0] == (
-        "memory: parts in turn, guidance branches in one batch, "
-        "pictures decoded in tiles of 24 x 24 cells"
+        "memory: guidance branches in one batch, pictures decoded in tiles of 24 x 24 cells"
     )
     assert [line.split() for line in lines[2:]] == [
         ["unet", "2.00", "GB", "-"],
@@ -85,32 +108,42 @@ from sdcompress.runtime import Economy, Job, Pipeline, Settings, draw_in_phases,
 from sdcompress.runtime.economy import TOGETHER, expected_peaks
 from sdcompress.runtime.residence import PhasePeaks
 
-folder, given = sys.argv[1:]
+folder, given, in_turn, batch = *sys.argv[1:3], *map(int, sys.argv[3:])
 economy = Economy(**json.loads(given))
 pipeline = Pipeline.load(folder, verify="never", economy=economy)
 settings, peaks = Settings(steps=2, width=512, height=512), PhasePeaks()
 with peaks.watching():
-    if economy.in_turn:
-        drawn = draw_in_phases(pipeline, [Job("a red ring")], settings, on_phase=peaks.begin)
+    jobs = [Job("a red ring")] * batch
+    if in_turn:
+        drawn = draw_in_phases(pipeline, jobs, settings, batch=batch, on_phase=peaks.begin)
     else:
         peaks.begin(TOGETHER)
-        drawn = stream(pipeline, [Job("a red ring")], settings)
+        drawn = stream(pipeline, jobs, settings, batch=batch)
     list(drawn)
-print(json.dumps([expected_peaks(pipeline, settings, 1, economy), peaks.peaks]))
+expected = expected_peaks(pipeline, settings, batch, economy, in_turn=bool(in_turn))
+print(json.dumps([expected, peaks.peaks]))
 """
 
 
 @pytest.mark.parametrize(
-    "economy",
-    [Economy(), Economy(branches_apart=True, vae_tile=16), Economy(in_turn=False)],
-    ids=["plain", "thrifty", "together"],
+    ("economy", "in_turn", "batch"),
+    [
+        (Economy(), True, 1),
+        (Economy(branches_apart=True, vae_tile=16), True, 1),
+        (Economy(), True, 4),
+        (Economy(), False, 1),
+    ],
+    ids=["plain", "thrifty", "batch", "together"],
 )
-def test_a_picture_takes_what_was_expected(bundle: Path, economy: Economy) -> None:
+def test_a_picture_takes_what_was_expected(
+    bundle: Path, economy: Economy, in_turn: bool, batch: int
+) -> None:
     """On the demo, drawn four times as wide as it was trained for, in a process of its own."""
-    command = [sys.executable, "-c", CHILD, str(bundle), json.dumps(asdict(economy))]
+    given = json.dumps(asdict(economy))
+    command = [sys.executable, "-c", CHILD, str(bundle), given, str(int(in_turn)), str(batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told, measured = json.loads(done.stdout.splitlines()[-1])
-    assert set(told) == set(measured) == ({TOGETHER} if not economy.in_turn else
-                                          {"text_encoder", "unet", "vae_decoder"})  # fmt: skip
+    phases = {"text_encoder", "unet", "vae_decoder"} if in_turn else {TOGETHER}
+    assert set(told) == set(measured) == phases
     for phase, size in told.items():
         assert size == pytest.approx(measured[phase], rel=0.25), phase

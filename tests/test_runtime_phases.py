@@ -1,8 +1,10 @@
 """Parts used in turn draw the same pictures, give their memory back, and lose nothing."""
 
-import gc
+import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +17,21 @@ from sdcompress.runtime import (
     EmbeddingCache,
     InputError,
     Job,
+    NotFiniteError,
     Pipeline,
     Settings,
-    Step,
     draw_in_phases,
 )
-from sdcompress.runtime.phases import PHASES
+from sdcompress.runtime.components import Component
 
 QUICK = Settings(steps=3)
-JOBS = [Job("a red circle", "stars", seed=seed) for seed in range(5)]
+JOBS = [
+    Job(prompt, negative, seed=seed)
+    for seed, (prompt, negative) in enumerate(
+        [("a red circle", "stars"), ("a blue square", ""), ("3 stars", "a circle"),
+         ("a red circle", ""), ("a small photo", "stars")]
+    )
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,51 +48,112 @@ def numbers(picture: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_the_pictures_are_those_drawn_with_all_parts_loaded(folder: Path, batch: int) -> None:
-    whole = load(folder)
-    expected = [numbers(whole.draw([job], QUICK)[0]) for job in JOBS]
+@pytest.mark.parametrize("scheduler", ["pndm", "euler_ancestral"])
+def test_the_pictures_are_those_drawn_with_all_parts_loaded(
+    folder: Path, batch: int, scheduler: str
+) -> None:
+    whole, settings = load(folder), Settings(steps=3, scheduler=scheduler)
+    expected = [numbers(whole.draw([job], settings)[0]) for job in JOBS]
     phases: list[str] = []
-    drawn = list(draw_in_phases(load(folder), JOBS, QUICK, batch=batch, on_phase=phases.append))
-    assert [job for job, _ in drawn] == JOBS
-    for (_, picture), wanted in zip(drawn, expected, strict=True):
+    drawn = draw_in_phases(load(folder), JOBS, settings, batch=batch, on_phase=phases.append)
+    for (job, picture), wanted, index in zip(drawn, expected, range(len(JOBS)), strict=True):
+        assert job is JOBS[index]
         assert np.abs(numbers(picture) - wanted).max() <= 1
     assert phases == ["text_encoder", "unet", "vae_decoder"]
+    assert list(draw_in_phases(whole, [], settings)) == []
     with pytest.raises(InputError, match="batch is 0"):
-        next(draw_in_phases(whole, JOBS, QUICK, batch=0))
+        next(draw_in_phases(whole, JOBS, settings, batch=0))
 
 
-def test_a_part_is_gone_before_the_next_works(folder: Path) -> None:
+def test_a_long_prompt_changes_no_other_picture(folder: Path) -> None:
+    jobs = [Job("a red circle"), Job("a photo of a small blue square " * 30)]
+    settings = Settings(steps=2, long_prompts=True)
+    alone = load(folder).draw(jobs[:1], settings)[0]
+    drawn = [picture for _, picture in draw_in_phases(load(folder), jobs, settings)]
+    assert drawn[0].tobytes() == alone.tobytes()
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Tells which of the models that were compiled in the test are still there."""
+    compiled: list[tuple[str, weakref.ref[object]]] = []
+    plain = Component._compile
+
+    def noting(component: Component, shapes: dict[str, tuple[int, ...]]) -> Any:
+        executable = plain(component, shapes)
+        compiled.append((component.name, weakref.ref(executable)))
+        return executable
+
+    monkeypatch.setattr(Component, "_compile", noting)
+    return lambda: [name for name, model in compiled if model() is not None]
+
+
+def test_a_part_is_gone_before_the_next_works(folder: Path, alive: Callable[[], list[str]]) -> None:
     pipeline = load(folder)
-    parts = {part.name: part for part in pipeline._components()}
-    alive: dict[str, set[str]] = {}
-    compiled: dict[str, weakref.ref[object]] = {}
-
-    def began(phase: str) -> None:
-        for name, part in parts.items():
-            if part._executables:
-                compiled[name] = weakref.ref(part._executables[0])
-        gc.collect()
-        alive[phase] = {name for name, model in compiled.items() if model() is not None}
-
-    list(draw_in_phases(pipeline, JOBS, QUICK, on_phase=began))
-    assert alive == {phase: set() for phase in PHASES if phase != "vae_encoder"}
-    assert not any(part._executables for part in parts.values())
+    seen: dict[str, list[str]] = {}
+    for _ in draw_in_phases(
+        pipeline, JOBS, QUICK, on_phase=lambda phase: seen.update({phase: alive()})
+    ):
+        assert alive() == ["vae_decoder"]
+    assert seen == {"text_encoder": [], "unet": [], "vae_decoder": []}
+    assert alive() == []
     pipeline.draw(JOBS[:1], QUICK)  # what was given back is compiled again
+    assert sorted(alive()) == ["text_encoder", "unet", "vae_decoder"]
 
 
-def test_what_is_denoised_is_not_lost_when_it_is_stopped(folder: Path) -> None:
-    calls = 0
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, NotFiniteError("broken"), RuntimeError("x")])
+def test_what_is_denoised_is_not_lost_when_it_ends_early(
+    folder: Path, alive: Callable[[], list[str]], fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, calls = load(folder), 0
+    plain = Component.infer
 
-    def third_call_of_the_third(step: Step) -> bool:
+    def breaking(component: Component, values: Any) -> Any:
         nonlocal calls
-        calls += 1
-        return calls == 3 * step.calls
+        calls += component.name == "unet"
+        if calls == 9:  # PNDM makes four calls in three steps: in the third picture
+            raise fault
+        return plain(component, values)
 
-    finished = []
-    with pytest.raises(CancelledError):
-        for job, _ in draw_in_phases(load(folder), JOBS, QUICK, on_step=third_call_of_the_third):
+    monkeypatch.setattr(Component, "infer", breaking)
+    finished, seen = [], []
+    with pytest.raises(fault if isinstance(fault, type) else type(fault)):
+        for job, _ in draw_in_phases(
+            pipeline, JOBS, QUICK, on_phase=lambda _: seen.append(alive())
+        ):
             finished.append(job)
+            calls = -100
     assert finished == JOBS[:2]
+    assert seen[-1] == []  # the fault did not keep the UNet
+
+
+def test_a_step_callback_stops_it(folder: Path) -> None:
+    steps = iter(range(100))
+    drawn = draw_in_phases(load(folder), JOBS, QUICK, on_step=lambda _: next(steps) == 5)
+    assert next(drawn)[0] is JOBS[0]
+    with pytest.raises(CancelledError):
+        next(drawn)
+
+
+def test_one_picture_that_cannot_be_decoded_costs_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, decoded = load(folder), 0
+    plain = pipeline.decode
+
+    def breaking(latents: np.ndarray) -> Any:
+        nonlocal decoded
+        decoded += 1
+        if decoded == 2:
+            raise NotFiniteError("the second")
+        return plain(latents)
+
+    monkeypatch.setattr(pipeline, "decode", breaking)
+    finished = []
+    with pytest.raises(NotFiniteError, match="the second"):
+        for job, _ in draw_in_phases(pipeline, JOBS, QUICK):
+            finished.append(job)
+    assert finished == [JOBS[0], *JOBS[2:]]
 
 
 def test_guidance_branches_one_after_the_other_draw_the_same(folder: Path) -> None:
@@ -119,7 +188,7 @@ def test_pictures_to_begin_with_are_encoded_before_the_unet_comes(
     settings = Settings(steps=4)
     phases: list[str] = []
     ((_, drawn),) = draw_in_phases(pipeline, [job], settings, on_phase=phases.append)
-    assert phases == list(PHASES)
+    assert phases == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
     (expected,) = pipeline.draw([job], settings)
     assert drawn.tobytes() == expected.tobytes()
 
@@ -138,6 +207,15 @@ class TestEmbeddingCache:
         assert first[0][1].tobytes() == again[0][1].tobytes()
         with pytest.raises(TypeError):  # another prompt has to be encoded
             list(draw_in_phases(pipeline, [Job("a star")], QUICK, cache=cache))
+
+    def test_a_known_prompt_is_told_as_well_what_has_no_effect(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cache, long = EmbeddingCache(tmp_path, "key"), Job("a photo of a small blue square " * 30)
+        for _ in range(2):
+            caplog.clear()
+            list(draw_in_phases(load(folder), [long], QUICK, cache=cache))
+            assert "this part has no effect" in caplog.text
 
     def test_what_changes_an_embedding_has_a_name_of_its_own(self, tmp_path: Path) -> None:
         cache = EmbeddingCache(tmp_path, "key")
@@ -158,8 +236,6 @@ class TestEmbeddingCache:
             cache.save({text: values}, QUICK)
             path = cache._file(text, QUICK)
             if path.exists():
-                import os
-
                 os.utime(path, (age, age))
         cache.save({}, QUICK)
         assert set(cache.load(["old", "newer", "newest"], QUICK)) == {"newer", "newest"}
@@ -169,5 +245,11 @@ class TestEmbeddingCache:
         assert cache.load(["newer", "newest"], QUICK) == {}
 
     def test_a_folder_without_hashes_has_no_cache(self, folder: Path, bundle: Path) -> None:
-        assert EmbeddingCache.of(folder, ["CPU"]) is None
-        assert EmbeddingCache.of(bundle, ["CPU"]) is not None
+        assert load(folder).prompt_cache() is None
+        first, other = (
+            Pipeline.load(bundle, execution_precision=one).prompt_cache() for one in ("f32", None)
+        )
+        assert first is not None
+        assert other is not None
+        same = first._file("x", QUICK) == other._file("x", QUICK)
+        assert same == (Pipeline.load(bundle).execution_precisions("unet")["unet"] == "f32")

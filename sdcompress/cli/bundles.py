@@ -11,7 +11,7 @@ from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|IR")
 @click.option("--layers", is_flag=True, help="List every layer, not only the counts.")
 @click.option("--executed", is_flag=True, help="Compile, and show what the device makes of it.")
-@click.option("--timed", is_flag=True, help="Compile, run once, and show where the time goes.")
+@click.option("--timed", is_flag=True, help="Compile, run, and show where the time goes.")
 @click.option(
     "--device", default="CPU", show_default=True, help="Device for --executed and --timed."
 )
@@ -39,6 +39,8 @@ def inspect(
 
     if executed + timed + bool(peer_scheduler) > 1:
         raise click.UsageError("--executed, --timed and --peer-scheduler exclude each other")
+    if timed and layers:
+        raise click.UsageError("--layers goes without --timed")
     if timed:
         from sdcompress.executed import describe_times
 

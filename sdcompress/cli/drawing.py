@@ -39,13 +39,14 @@ SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun",
 )
 @engine_options
 @click.option("--max-memory", type=MemorySize(), metavar="SIZE",
-              help="Stay below this, for example 2GB, or say that it cannot be done.")  # fmt: skip
+              help="Draw in a way that should stay below this, for example 2GB.")  # fmt: skip
 @click.option("--memory-report", is_flag=True,
               help="Tell what each phase was expected to take, and took at most.")  # fmt: skip
 @click.option("--keep-loaded", is_flag=True, help="Keep all parts in memory, and decode each "
               "picture as soon as it is denoised.")  # fmt: skip
 @click.option("--cache-prompts/--no-cache-prompts", default=True,
-              help="Keep encoded prompts for later runs.  [default: cache]")  # fmt: skip
+              help="Keep encoded prompts for later runs that use parts in turn.  "
+              "[default: cache]")  # fmt: skip
 @click.option("--mode", type=click.Choice(["latency", "throughput"]),
               help="Streams and batch that `sdcompress bench` found best here.")  # fmt: skip
 @click.option("--streams", type=click.IntRange(1), help="Pictures drawn side by side.")

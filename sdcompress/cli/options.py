@@ -20,7 +20,7 @@ _UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG]i?B)", re.IGNORECASE)
 
 
-class MemorySize(click.ParamType[int]):
+class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A number of bytes: 2GB, 1500 MB, 1.5GiB."""
 
     name = "size"

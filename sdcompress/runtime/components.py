@@ -7,7 +7,7 @@ the UNet. Calls may come from several threads; each borrows an inference request
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sdcompress.runtime.device import (
     precision_in_force,
 )
 from sdcompress.runtime.errors import BundleError, InputError
-from sdcompress.runtime.mapping import give_back_freed
+from sdcompress.runtime.mapping import GIVES_BACK, give_back_freed
 from sdcompress.runtime.noise import Noise
 
 Shapes = dict[str, tuple[int, ...]]
@@ -111,7 +111,7 @@ class Component:
         self._lock = threading.Lock()
         # The last used comes first. There are as many as streams, which may need different ones.
         self._executables: tuple[_Executable, ...] = ()
-        self._contents: dict[tuple[object, ...], Content] = {}
+        self._contents: dict[tuple[object, ...], Content | None] = {}
 
     @property
     def compiled(self) -> ov.CompiledModel:
@@ -136,15 +136,30 @@ class Component:
         del declared
         return {name: ov.PartialShape(shape) for name, shape in shapes.items()}
 
-    def content(self, shapes: Shapes) -> Content:
-        """What compiling for inputs of these shapes will put into memory. Reads the file."""
+    def content(self, shapes: Shapes) -> Content | None:
+        """What compiling for inputs of these shapes will put into memory; None if it cannot be.
+
+        Reads the file.
+        """
         key = tuple(shapes.items())
         if key not in self._contents:
-            float_bytes = 4 if precision_by_default(self._target) == "f32" else 2
-            with opened_model(self._target, self.path) as model:
-                self._reshape(model, self.complete(self.prepare(model), shapes), shapes)
-                self._contents[key] = content_of(model, float_bytes, self.path.stat().st_size)
+            self._contents[key] = self._read_content(shapes)
         return self._contents[key]
+
+    def _read_content(self, shapes: Shapes) -> Content | None:
+        float_bytes = 4 if precision_by_default(self._target) == "f32" else 2
+        with opened_model(self._target, self.path) as model:
+            self._require_inputs(model)
+            declared = self.prepare(model)
+            asked = self.complete(declared, shapes)
+            if not all(declared[name].compatible(shape) for name, shape in asked.items()):
+                return None
+            self._reshape(model, asked, shapes)
+            content = content_of(model, float_bytes, self.path.stat().st_size)
+        if GIVES_BACK:
+            return content
+        mapped = self.path.with_suffix(".bin").stat().st_size
+        return replace(content, kept_bytes=content.kept_bytes + mapped)
 
     def release(self) -> None:
         """Give back the memory of what was compiled. The next call compiles again."""
@@ -185,12 +200,7 @@ class Component:
             return self._compile_model(model, shapes)
 
     def _compile_model(self, model: ov.Model, shapes: Shapes) -> _Executable:
-        names = {port.get_any_name() for port in model.inputs}
-        if names != set(self.inputs):
-            raise BundleError(
-                f"{self.path} takes the inputs {sorted(names)}, but {sorted(self.inputs)} are "
-                "expected: it is not a Stable Diffusion 1 or 2 model of the kind run here."
-            )
+        self._require_inputs(model)
         declared = self.prepare(model)
         self._fix_shapes(model, declared, shapes)
         compiled = compile_model(self._target, model, self.name)
@@ -206,6 +216,14 @@ class Component:
             alone=self._target.streams == 1,
             provisional=self._target.static and not shapes,
         )
+
+    def _require_inputs(self, model: ov.Model) -> None:
+        names = {port.get_any_name() for port in model.inputs}
+        if names != set(self.inputs):
+            raise BundleError(
+                f"{self.path} takes the inputs {sorted(names)}, but {sorted(self.inputs)} are "
+                "expected: it is not a Stable Diffusion 1 or 2 model of the kind run here."
+            )
 
     def _fix_shapes(
         self, model: ov.Model, declared: Mapping[str, ov.PartialShape], shapes: Shapes
@@ -284,6 +302,7 @@ class UnetComponent(Component):
     def text_width(self) -> int:
         """Values of a token's embedding."""
         with opened_model(self._target, self.path) as model:
+            self._require_inputs(model)
             width: int = model.input(_TEXT).partial_shape[2].get_length()
             return width
 

@@ -8,9 +8,9 @@ import openvino as ov
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes of a model's weights, of the largest output of one of its layers, and of its graph."""
+    """Bytes of what is kept of a model's weights, of its largest layer's output, of its graph."""
 
-    weight_bytes: int
+    kept_bytes: int
     largest_output_bytes: int
     graph_bytes: int
 

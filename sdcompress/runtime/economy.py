@@ -24,65 +24,86 @@ _TILES = (48, 32, 24, SMALLEST)  # latent cells a side
 class Economy:
     """What is done to save memory while drawing.
 
-    `in_turn` has the parts loaded, used and given back one after the other. `branches_apart` asks
-    the UNet for one branch of guidance after the other. `vae_tile` decodes in tiles of so many
-    latent cells a side; None decodes the whole picture at once.
+    `branches_apart` asks the UNet for one branch of guidance after the other. `vae_tile` decodes in
+    tiles of so many latent cells a side; None decodes the whole picture at once.
     """
 
-    in_turn: bool = True
     branches_apart: bool = False
     vae_tile: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.vae_tile is not None and self.vae_tile < SMALLEST:
+            raise InputError(
+                f"Tiles of {self.vae_tile} latent cells are too small; take {SMALLEST} or more."
+            )
+
     def describe(self) -> str:
         """In words, for a report."""
-        told = ["parts in turn" if self.in_turn else "all parts loaded"]
-        told.append("guidance branches " + ("in turn" if self.branches_apart else "in one batch"))
+        branches = "guidance branches " + ("in turn" if self.branches_apart else "in one batch")
         if self.vae_tile is None:
-            told.append("pictures decoded whole")
-        else:
-            told.append(f"pictures decoded in tiles of {self.vae_tile} x {self.vae_tile} cells")
-        return ", ".join(told)
+            return f"{branches}, pictures decoded whole"
+        return f"{branches}, pictures decoded in tiles of {self.vae_tile} x {self.vae_tile} cells"
 
 
 def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: int) -> Economy:
-    """The quickest way to draw that is expected to stay below `limit` bytes.
+    """The quickest way to draw with the parts in turn that is expected to stay below `limit` bytes.
 
-    Raises InputError, with what the thriftiest takes, when none is.
+    Raises InputError, with what the thriftiest takes, when none is, and for other devices than the
+    CPU, whose memory is not this process's.
     """
-    choices = [Economy(), Economy(branches_apart=True)]
-    choices += [Economy(vae_tile=tile) for tile in _TILES]
-    choices += [Economy(branches_apart=True, vae_tile=tile) for tile in _TILES]
-    for economy in choices:
+    if pipeline.device != "CPU":
+        raise InputError(f"A memory limit is for the CPU; the memory of {pipeline.device} differs.")
+    least: dict[str, float] = {}
+    for economy in _choices():
         expected = expected_peaks(pipeline, settings, batch, economy)
+        if expected is None:
+            continue  # the files were made for another shape
         if max(expected.values()) <= limit:
             return economy
-    needed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in expected.items())
+        least = min(least or expected, expected, key=lambda peaks: max(peaks.values()))
+    needed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in least.items())
     raise InputError(
-        f"--max-memory: {limit / 1e9:.2f} GB do not suffice; with all that saves memory these are "
-        f"needed: {needed}. Draw a smaller picture, or compress the model further."
+        f"A limit of {limit / 1e9:.2f} GB does not suffice; with all that saves memory these are "
+        f"needed: {needed}. Draw smaller pictures, or fewer in a batch, or compress the model "
+        "further."
     )
 
 
+def _choices() -> Iterator[Economy]:
+    yield from (Economy(branches_apart=apart) for apart in (False, True))
+    yield from (Economy(apart, tile) for tile in _TILES for apart in (False, True))
+
+
 def expected_peaks(
-    pipeline: "Pipeline", settings: Settings, batch: int, economy: Economy
-) -> dict[str, float]:
-    """Resident bytes that each phase is expected to take at most."""
+    pipeline: "Pipeline",
+    settings: Settings,
+    batch: int,
+    economy: Economy,
+    *,
+    in_turn: bool = True,
+    streams: int = 1,
+) -> dict[str, float] | None:
+    """Resident bytes that each phase of text-to-image is expected to take at most, on the CPU.
+
+    None where the model's files do not allow the shapes that the economy asks for.
+    """
+    contents = pipeline.contents(settings, batch, economy)
+    if contents is None:
+        return None
     needs = {
-        name: one.weight_bytes
+        name: one.kept_bytes
         + _GRAPH * one.graph_bytes
-        + _WORKING[name] * one.largest_output_bytes
-        for name, one in pipeline.contents(settings, batch, economy).items()
+        + streams * _WORKING[name] * one.largest_output_bytes
+        for name, one in contents.items()
     }
-    if economy.in_turn:
+    if in_turn:
         return {name: _PROCESS_BYTES + need for name, need in needs.items()}
     return {TOGETHER: _PROCESS_BYTES + sum(needs.values())}
 
 
-def report(
-    economy: Economy, expected: Mapping[str, float], measured: Mapping[str, int]
-) -> Iterator[str]:
+def report(title: str, expected: Mapping[str, float], measured: Mapping[str, int]) -> Iterator[str]:
     """Yields the lines of a table; phases that were not expected, or not measured, have a dash."""
-    yield f"memory: {economy.describe()}"
+    yield f"memory: {title}"
     yield f"{'phase':<14} {'expected':>10} {'measured':>10}"
     for phase in dict.fromkeys([*expected, *measured]):
         sizes = (

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,6 @@ class EmbeddingCache:
             file = self._file(text, settings)
             try:
                 values = np.load(file, allow_pickle=False)
-                os.utime(file)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, EOFError) as fault:
@@ -57,6 +57,8 @@ class EmbeddingCache:
                 continue
             if values.dtype == np.float32 and values.ndim == 2 and np.isfinite(values).all():
                 found[text] = values
+                with suppress(OSError):  # where others keep them, nothing can be noted
+                    os.utime(file)
         return found
 
     def save(self, embeddings: Mapping[str, Float32], settings: Settings) -> None:
@@ -66,9 +68,12 @@ class EmbeddingCache:
             for text, values in embeddings.items():
                 file = self._file(text, settings)
                 partial = file.with_suffix(f".{os.getpid()}.partial")
-                with partial.open("wb") as stream:
-                    np.save(stream, values, allow_pickle=False)
-                partial.replace(file)
+                try:
+                    with partial.open("wb") as stream:
+                        np.save(stream, values, allow_pickle=False)
+                    partial.replace(file)
+                finally:
+                    partial.unlink(missing_ok=True)
             kept = sorted(self._folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
             for file in kept[:-_MOST]:
                 file.unlink(missing_ok=True)

@@ -17,6 +17,10 @@ import openvino as ov
 Span = tuple[int, int]
 _DONTNEED = 4  # MADV_DONTNEED on Linux
 _SECONDS = 0.2
+_MAPS = Path("/proc/self/maps")
+# Elsewhere what was read of a mapped file stays resident until the file is unmapped.
+GIVES_BACK = sys.platform.startswith("linux") and _MAPS.exists()
+_opening = threading.Lock()  # between two looks at the maps no other model may come
 
 
 @contextmanager
@@ -28,13 +32,14 @@ def reading(xml: Path, core: ov.Core | None = None) -> Iterator[ov.Model]:
     is Linux's), nothing is dropped.
     """
     core = core or ov.Core()
-    if not sys.platform.startswith("linux"):
+    if not GIVES_BACK:
         yield core.read_model(xml)
         return
     file = xml.with_suffix(".bin")
-    others = mapped(file)
-    held = core.read_model(xml)
-    spans = mapped(file) - others
+    with _opening:
+        others = mapped(file)
+        held = core.read_model(xml)
+        spans = mapped(file) - others
     done = threading.Event()
 
     def work() -> None:
@@ -55,7 +60,7 @@ def mapped(file: Path) -> set[Span]:
     """Where this process maps a file, read-only and shared: such pages are always the file's."""
     path = str(file.resolve())
     found = set()
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         span, permissions, *rest = line.split(maxsplit=5)
         if permissions == "r--s" and rest[-1].strip() == path:
             start, end = (int(one, 16) for one in span.split("-"))

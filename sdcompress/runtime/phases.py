@@ -4,21 +4,23 @@ All prompts are encoded, then all pictures denoised, then all decoded. Each mode
 whatever the number of pictures, and what waits between the parts is small: embeddings and latents.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 
+import numpy as np
 from PIL import Image
 
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.begin import Start
 from sdcompress.runtime.denoise import OnStep
 from sdcompress.runtime.embeddings import EmbeddingCache
-from sdcompress.runtime.errors import CancelledError, InputError
+from sdcompress.runtime.errors import InputError, SdcompressError
 from sdcompress.runtime.pipeline import Pipeline, Texts
 from sdcompress.runtime.settings import Job, Settings
 
-PHASES = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
-
-OnPhase = Callable[[str], None]  # told which part begins to work
+OnPhase = Callable[[str], None]  # told which component begins to work
+_log = logging.getLogger(__name__)
 
 
 def draw_in_phases(
@@ -34,66 +36,101 @@ def draw_in_phases(
     """Draw the jobs and yield each with its picture, in their order, when all are denoised.
 
     `batch` pictures go through the UNet together. Embeddings in `cache` are not computed again; new
-    ones are added to it. When denoising is interrupted, by `on_step` or from the keyboard, what is
-    denoised already is decoded and yielded before the interruption goes on.
+    ones are added to it. When denoising ends early, by a fault, by `on_step` or from the keyboard,
+    what is denoised already is decoded and yielded before the fault is raised; so are the other
+    pictures when one cannot be decoded.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1.")
     settings = settings or pipeline.settings
     batch = min(batch, len(jobs)) or 1
-    on_phase("text_encoder")
-    texts = _encoded(pipeline, jobs, settings, cache)
-    pipeline.release("text_encoder")
-    starts = _begun(pipeline, jobs, settings, on_phase)
-    on_phase("unet")
-    latents: list[Float32] = []
-    interruption: BaseException | None = None
-    for begin in range(0, len(jobs), batch):
-        # A last batch of fewer pictures would need another compilation, which takes longer.
-        chosen = [min(index, len(jobs) - 1) for index in range(begin, begin + batch)]
-        try:
-            clean = pipeline.denoise(
-                [starts[index] for index in chosen], *_rows(texts, chosen), settings,
-                on_step=on_step,
-            )  # fmt: skip
-        except (CancelledError, KeyboardInterrupt) as fault:
-            interruption = fault
-            break
-        latents.extend(clean[: len(jobs) - begin, None])
-    del starts
-    pipeline.release("unet")
-    on_phase("vae_decoder")
-    for job, one in zip(jobs, latents, strict=False):
-        yield job, Image.fromarray(pipeline.decode(one)[0])
-    pipeline.release("vae_decoder")
-    if interruption:
-        raise interruption
+    groups = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
+    try:
+        on_phase("text_encoder")
+        texts = _encoded(pipeline, groups, settings, cache)
+        pipeline.release("text_encoder")
+        starts = _begun(pipeline, groups, settings, on_phase)
+        on_phase("unet")
+        latents, fault = _denoised(pipeline, starts, texts, settings, on_step)
+        del starts, texts
+        pipeline.release("unet")
+        if fault and latents:
+            _log.warning("Stopped; the pictures that are denoised are decoded first.")
+        on_phase("vae_decoder")
+        for job, one in zip(jobs, latents, strict=False):
+            try:
+                picture = pipeline.decode(one[None])[0]
+            except SdcompressError as broken:
+                fault = fault or broken
+                continue
+            yield job, Image.fromarray(picture)
+    finally:
+        pipeline.release("text_encoder", "vae_encoder", "unet", "vae_decoder")
+    if fault:
+        raise fault
 
 
 def _encoded(
-    pipeline: Pipeline, jobs: Sequence[Job], settings: Settings, cache: EmbeddingCache | None
-) -> Texts:
-    if cache is None or settings.long_prompts:  # a long one's shape depends on those beside it
-        return pipeline.encode_jobs(jobs, settings)
-    texts = {text for job in jobs for text in (job.prompt, job.negative_prompt)}
-    known = cache.load(texts, settings)
+    pipeline: Pipeline,
+    groups: Sequence[Sequence[Job]],
+    settings: Settings,
+    cache: EmbeddingCache | None,
+) -> Callable[[int], Texts]:
+    """The embeddings of a group, by its number: equal prompts of different groups share theirs."""
+    if settings.long_prompts:  # as long as the longest of the group, so not to be shared
+        each = [pipeline.encode_jobs(group, settings) for group in groups]
+        return each.__getitem__
+    used = {text for group in groups for job in group for text in (job.prompt, job.negative_prompt)}
+    known = cache.load(used, settings) if cache else {}
     found = set(known)
-    encoded = pipeline.encode_jobs(jobs, settings, known)
-    cache.save({text: one for text, one in known.items() if text not in found}, settings)
-    return encoded
+    pipeline.warn_of_cuts(found, settings)
+    for group in groups:
+        pipeline.encode_jobs(group, settings, known)
+    if cache:
+        cache.save({text: one for text, one in known.items() if text not in found}, settings)
+    return lambda number: pipeline.encode_jobs(groups[number], settings, known)
 
 
 def _begun(
-    pipeline: Pipeline, jobs: Sequence[Job], settings: Settings, on_phase: OnPhase
-) -> list[Start]:
-    if any(job.image for job in jobs):
+    pipeline: Pipeline, groups: Sequence[Sequence[Job]], settings: Settings, on_phase: OnPhase
+) -> list[list[Start]]:
+    if any(job.image for group in groups for job in group):
         on_phase("vae_encoder")
-    starts = [pipeline.begin(job, settings) for job in jobs]
+    starts = [[pipeline.begin(job, settings) for job in group] for group in groups]
     pipeline.release("vae_encoder")
     return starts
 
 
-def _rows(texts: Texts, chosen: Sequence[int]) -> Texts:
+def _denoised(
+    pipeline: Pipeline,
+    starts: Sequence[Sequence[Start]],
+    texts: Callable[[int], Texts],
+    settings: Settings,
+    on_step: OnStep | None,
+) -> tuple[list[Float32], BaseException | None]:
+    """Clean latents [4, h/8, w/8] of the pictures, as far as they came, and what ended it."""
+    latents: list[Float32] = []
+    for number, group in enumerate(starts):
+        # A last batch of fewer pictures would need another compilation, which takes longer. The
+        # last picture fills it; its noise must not come from the same stream.
+        missing = len(starts[0]) - len(group)
+        filled = [*group, *(deepcopy(group[-1]) for _ in range(missing))]
+        try:
+            clean = pipeline.denoise(
+                filled, *_filled(texts(number), missing), settings, on_step=on_step
+            )
+        except (Exception, KeyboardInterrupt) as fault:  # noqa: BLE001  # raised again later
+            # Its traceback would keep the UNet in memory.
+            return latents, fault.with_traceback(None)
+        latents.extend(clean[: len(group)])
+    return latents, None
+
+
+def _filled(texts: Texts, missing: int) -> Texts:
+    """The last picture's embeddings again, `missing` times."""
+
+    def filled(embeddings: Float32) -> Float32:
+        return np.concatenate([embeddings, *[embeddings[-1:]] * missing])
+
     conditional, unconditional = texts
-    picked: Float32 = conditional[chosen]
-    return picked, unconditional if unconditional is None else unconditional[chosen]
+    return filled(conditional), unconditional if unconditional is None else filled(unconditional)

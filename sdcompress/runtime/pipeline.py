@@ -1,8 +1,9 @@
 """From a prompt to a picture: the runtime's front door."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from sdcompress.runtime.components import (
 )
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
-from sdcompress.runtime.device import Target
+from sdcompress.runtime.device import Target, precision_by_default
 from sdcompress.runtime.economy import Economy
+from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
 from sdcompress.runtime.layout import ModelLayout, read_layout
@@ -70,6 +72,7 @@ class Pipeline:
         self.settings = settings or Settings()  # what is used unless told otherwise
         self.economy = economy or Economy()  # may be changed between pictures
         self._layout = layout
+        self._target = target
         self._tokenizer = tokenizer
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
         self._unet = UnetComponent("unet", layout.model_path("unet"), target)
@@ -119,6 +122,11 @@ class Pipeline:
         return self._layout.folder
 
     @property
+    def device(self) -> str:
+        """OpenVINO's name of the device."""
+        return self._target.device
+
+    @property
     def native_size(self) -> int:
         """Width and height in pixels that the model was trained for."""
         return self._layout.native_size
@@ -144,14 +152,40 @@ class Pipeline:
         for part, shapes in self._shapes(settings, batch, self.economy, text.shape[1:]):
             part.compile_for(shapes)
 
-    def contents(self, settings: Settings, batch: int, economy: Economy) -> dict[str, Content]:
-        """What the parts will put into memory for text-to-image, by their names."""
+    def contents(
+        self, settings: Settings, batch: int, economy: Economy
+    ) -> dict[str, Content] | None:
+        """What the parts will put into memory for text-to-image, by their names.
+
+        None where one of them cannot take the shapes.
+        """
         piece = self._tokenizer.encode([""]).ids.shape
-        found = {"text_encoder": self._text_encoder.content({"input_ids": piece})}
-        width = self._unet.text_width
-        for part, shapes in self._shapes(settings, batch, economy, (piece[1], width)):
-            found[part.name] = part.content(shapes)
+        text = (piece[1], self._unet.text_width)
+        parts = ((self._text_encoder, {"input_ids": piece}),
+                 *self._shapes(settings, batch, economy, text))  # fmt: skip
+        found = {}
+        for part, shapes in parts:
+            content = part.content(shapes)
+            if content is None:
+                return None
+            found[part.name] = content
         return found
+
+    def prompt_cache(self) -> EmbeddingCache | None:
+        """Where this user's encoded prompts are kept; None for a folder without a manifest."""
+        core = self._target.core
+        engine = [
+            *(version(name) for name in ("sdcompress", "openvino", "tokenizers")),
+            self._target.device,
+            precision_by_default(self._target),
+            *(core.get_property(one, "FULL_DEVICE_NAME") for one in core.available_devices),
+        ]
+        return EmbeddingCache.of(self.folder, engine)
+
+    def warn_of_cuts(self, texts: Iterable[str], settings: Settings) -> None:
+        """Logs which part of the prompts has no effect, as encoding them does."""
+        for text in texts:
+            self._pieces(text, settings)
 
     def release(self, *names: str) -> None:
         """Give back the memory of the components of these names, until they are used again."""

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from sdcompress.runtime.arrays import Float32
-from sdcompress.runtime.errors import InputError
 
-SMALLEST = 16  # latent cells a side; below, a tile is nearly all border
+SMALLEST = 16  # latent cells a side of a tile; below, it is nearly all border
 _OVERLAP = 4  # a quarter of a tile, at least, is also in the next
 
 
@@ -22,10 +21,8 @@ def decode_tiled(
     """Latents float32 [1, c, h, w] -> picture float32 [1, 3, h * scale, w * scale].
 
     `decode` does the same for tiles of `tile` cells a side, or of the whole side where that is
-    shorter: all have one shape. Raises InputError for a tile below `SMALLEST`.
+    shorter: all have one shape.
     """
-    if tile < SMALLEST:
-        raise InputError(f"Tiles of {tile} latent cells are too small; take {SMALLEST} or more.")
     height, width = latents.shape[2:]
     rows, columns = min(tile, height), min(tile, width)
     total = np.zeros((1, 3, height * scale, width * scale), np.float32)
@@ -52,7 +49,7 @@ def _offsets(whole: int, part: int) -> list[int]:
 
 
 def _ramp(length: int) -> Float32:
-    """Rises from the borders and is level where no other tile shows the same."""
+    """Rises from the borders over the least that neighbours share."""
     border = max(length // _OVERLAP, 1)
     rise = (np.arange(border) + 0.5) / border
     return np.concatenate([rise, np.ones(length - 2 * border), rise[::-1]]).astype(np.float32)
