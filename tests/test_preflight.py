@@ -66,35 +66,48 @@ def test_the_parts_of_a_run_are_all_there(recipe: Recipe) -> None:
     assert "GB of disk" in text
 
 
-def test_the_estimate_is_near_what_was_measured() -> None:
-    """The run of benchmarks/preflight.py that docs/benchmarks.md shows: seconds, GB of memory.
+# Runs of benchmarks/preflight.py that docs/benchmarks.md tells of: seconds, GB of memory. What the
+# first one took is of earlier ways to draw and to compare layers, so some of it is missing.
+WITH_BF16 = Speed(f32=0.21e12, native=0.42e12, narrow=True), {
+    "convert": (35, 3.09),
+    "calibrate": (168, None),
+    "compress": (92, 4.05),
+    "ranges": (148, 4.37),
+    "draw": (698, None),
+    "sqnr": (244, None),
+    "measure": (263, None),
+}  # fmt: skip
+WITHOUT_BF16 = Speed(f32=0.131e12, native=0.131e12, narrow=False), {
+    "convert": (38, 3.10),
+    "calibrate": (266, 5.90),
+    "compress": (86, 4.03),
+    "ranges": (294, 4.39),
+    "draw": (921, 6.77),
+    "sqnr": (239, 5.76),
+    "layers": (83, 7.25),
+    "measure": (441, 6.80),
+}  # fmt: skip
 
-    The layers are compared in another way since; they were measured apart, on the same models.
-    """
+
+@pytest.mark.parametrize(
+    ("speed", "measured"), [WITH_BF16, WITHOUT_BF16], ids=["with BF16", "without"]
+)
+def test_the_estimate_is_near_what_was_measured(
+    speed: Speed, measured: dict[str, tuple[float, float | None]]
+) -> None:
     reduced = (
         "sampling.steps=16", "calibrate.prompts=2", "calibrate.samples=64",
         "evaluate.prompts=2", "evaluate.yardstick_prompts=2", "evaluate.sqnr_prompts=1",
         "evaluate.timed_images=1",
     )  # fmt: skip
     file = shipped_folder("recipes") / "sd21_base_int8.yaml"
-    expected = estimate(
-        load_recipe(file, reduced), SD21, Speed(f32=0.21e12, native=0.42e12, narrow=True)
-    )
-    measured = {
-        "convert": (35, 3.09),
-        "calibrate": (168, 8.15),
-        "compress": (92, 4.05),
-        "ranges": (148, 4.37),
-        "draw": (698, 9.12),
-        "sqnr": (244, 8.01),
-        "layers": (83, 8.61),
-        "measure": (263, 9.15),
-    }
+    expected = estimate(load_recipe(file, reduced), SD21, speed)
     for name, (seconds, gigabytes) in measured.items():
         stages = [one for one in expected.stages if one.name == name]
         assert sum(one.seconds for one in stages) == pytest.approx(seconds, rel=0.25), name
-        peak = max(one.peak_rss_bytes for one in stages)
-        assert peak == pytest.approx(gigabytes * 1e9, rel=0.25), name
+        if gigabytes is not None:
+            peak = max(one.peak_rss_bytes for one in stages)
+            assert peak == pytest.approx(gigabytes * 1e9, rel=0.25), name
     assert expected.disk_bytes == pytest.approx(5.7e9, rel=0.25)
 
 
