@@ -187,7 +187,9 @@ def test_generate_tells_what_it_does_to_save_memory(bundle: Path, tmp_path: Path
     assert together.startswith("all parts")
     most = max(float(line.split()[1]) for line in usual[1:])
     limited = lines("--memory-report", "--max-memory", f"{most + 0.01}GB")
-    assert [line.split()[0] for line in limited[1:]] == ["text_encoder", "unet", "vae_decoder"]
+    # The tests' own process may hold more than the limit, which is then told behind the table.
+    assert [line.split()[0] for line in limited[1:4]] == ["text_encoder", "unet", "vae_decoder"]
+    assert all("more than the limit" in line for line in limited[4:])
     assert lines() == []
 
 
