@@ -23,11 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-import psutil
-
 from sdcompress.interchange import write_peer_scheduler
 from sdcompress.memory import MemoryWatch
+from sdcompress.processor import executes_bf16, processor_brand
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 NEGATIVE = "low resolution, blurry"
@@ -215,10 +213,8 @@ _CHILDREN: dict[str, Callable[[Path, list[str]], Figures]] = {
 
 
 def _print(seen: dict[Contender, list[Figures]]) -> None:
-    name = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    capable = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     print(
-        f"\n{name}, {psutil.cpu_count(logical=False)} cores, {'' if capable else 'no '}BF16, "
+        f"\n{processor_brand()}, {os.cpu_count()} cores, {'' if executes_bf16() else 'no '}BF16, "
         f"{platform.platform()}; {len(next(iter(seen.values())))} turns\n"
     )
     print("| runtime, UNet | a step | start to picture | ratio | peak RSS | ratio | anonymous |")

@@ -150,11 +150,12 @@ def draw(
         resolved,
         tuning,
         in_turn=engine.in_turn(tuning, preview=preview),
-        foreseen=begin.image is None and not resolved.long_prompts and engine.device == "CPU",
+        foreseen=begin.image is None and not resolved.long_prompts,
     )
     if engine.max_memory is not None:
         memory.limit(engine.max_memory)
-    names = [output] if len(jobs) == 1 else _numbered(output, len(jobs))
+    # By job: a picture that cannot be decoded is missing among those drawn.
+    files = dict(zip(map(id, jobs), _numbered(output, len(jobs)), strict=True))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
     batches = -(-len(jobs) // tuning.batch)
@@ -166,9 +167,9 @@ def draw(
     with watch, watching, ThreadPoolExecutor(1) as writing:
         cache = pipeline.prompt_cache() if engine.cache_prompts else None
         drawn = memory.drawn(jobs, cache, lambda step: watch(step, pipeline))
-        for file, (job, image) in zip(names, drawn, strict=True):
+        for job, image in drawn:
             text = _metadata(job, drawn_with, image, bundle)
-            written.append(writing.submit(_save, image, file, text))
+            written.append(writing.submit(_save, image, files[id(job)], text))
             while written and written[0].done():
                 yield written.pop(0).result()
     yield from (save.result() for save in written)
@@ -181,7 +182,7 @@ class _Memory:
     """How pictures are drawn as far as memory goes, and what that takes.
 
     `foreseen` says whether what is expected is known: not for sizes that pictures to begin with
-    bring along, not for prompts of any length, and not for memory of other devices.
+    bring along, and not for prompts of any length.
     """
 
     pipeline: Pipeline
@@ -200,8 +201,8 @@ class _Memory:
             )
         if not self.foreseen:
             raise InputError(
-                "--max-memory goes without --image, --long-prompts and other devices than the "
-                "CPU: what those take is not foreseen"
+                "--max-memory goes without --image and --long-prompts: what those take is not "
+                "foreseen"
             )
         self.pipeline.economy = choose_economy(
             self.pipeline, self.settings, self.tuning.batch, most
@@ -286,6 +287,8 @@ def _metadata(job: Job, settings: Settings, image: Image.Image, bundle: Path) ->
 
 
 def _numbered(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
     digits = max(3, len(str(count - 1)))
     return [output.with_stem(f"{output.stem}_{index:0{digits}d}") for index in range(count)]
 

@@ -1,14 +1,15 @@
 """Memory of processes while they work, and what is left for them."""
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from sdcompress.runtime.background import repeating
 
 _SEARCH_SECONDS = 0.5  # looking for children reads about every process there is
 _GONE = (psutil.Error, FileNotFoundError, ProcessLookupError)
@@ -37,41 +38,32 @@ class MemoryWatch:
         self._keep = keep
         self._seconds = seconds
         self._tree = tree
-        self._stopped = threading.Event()
+        self._children: list[psutil.Process] = []
+        self._searched = -_SEARCH_SECONDS
 
-    @contextmanager
-    def over(self, pid: int) -> Iterator[None]:
+    def over(self, pid: int) -> AbstractContextManager[None]:
         """Watches the process `pid` inside the block."""
-        thread = threading.Thread(target=self._watch, args=(psutil.Process(pid),), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            thread.join()
+        process = psutil.Process(pid)
+        return repeating(lambda: self._sample(process), self._seconds)
 
-    def _watch(self, process: psutil.Process) -> None:
-        children: list[psutil.Process] = []
-        searched = -_SEARCH_SECONDS
-        while not self._stopped.is_set():
+    def _sample(self, process: psutil.Process) -> None:
+        try:
+            memory = [process_memory(process)]
+            if self._tree and time.monotonic() - self._searched > _SEARCH_SECONDS:
+                self._children = process.children(recursive=True)
+                self._searched = time.monotonic()
+        except _GONE:
+            return
+        for child in self._children:
             try:
-                memory = [process_memory(process)]
-                if self._tree and time.monotonic() - searched > _SEARCH_SECONDS:
-                    children = process.children(recursive=True)
-                    searched = time.monotonic()
+                memory.append(process_memory(child))
             except _GONE:
-                return
-            for child in children:
-                try:
-                    memory.append(process_memory(child))
-                except _GONE:
-                    continue
-            rss, anonymous = (sum(column) for column in zip(*memory, strict=True))
-            self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
-            if self._keep:
-                self.samples.append(Sampled(time.time(), rss, anonymous))
-            time.sleep(self._seconds)
+                continue
+        rss, anonymous = (sum(column) for column in zip(*memory, strict=True))
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
+        self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, anonymous)
+        if self._keep:
+            self.samples.append(Sampled(time.time(), rss, anonymous))
 
 
 def process_memory(process: psutil.Process) -> tuple[int, int]:

@@ -8,7 +8,6 @@ kind is run for. The factors below were fitted to the measurements of a full-siz
 
 import math
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
 from sdcompress.processor import executes_bf16
 from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
+from sdcompress.runtime.mapping import GIVES_BACK
 
 STAGES = (
     "convert", "calibrate", "ranges", "compress", "draw", "sqnr", "layers", "measure", "bundle",
@@ -321,7 +321,7 @@ class _Work:
 
         On Linux nothing: what of it is resident for a moment is in the factors.
         """
-        return 0.0 if sys.platform.startswith("linux") else self._ir_bytes(component)
+        return 0.0 if GIVES_BACK else self._ir_bytes(component)
 
     def _pipeline(self, bytes_per_weight: int, bytes_per_pixel: float) -> tuple[float, float]:
         """Peak and mapped bytes of the runtime with all parts compiled that draw."""

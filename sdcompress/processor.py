@@ -26,7 +26,9 @@ def executes_bf16() -> bool:
     """True where OpenVINO's CPU plugin multiplies in bfloat16."""
     import openvino as ov
 
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    from sdcompress.runtime import device
+
+    return device.executes_bf16(ov.Core())
 
 
 def processor_brand() -> str:

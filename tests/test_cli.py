@@ -17,6 +17,7 @@ from sdcompress.cli import main
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.grammar import parse
 from sdcompress.demo.render import render
+from sdcompress.runtime import NotFiniteError, Pipeline
 
 PICTURE = Path(__file__).parents[1] / "docs/unet_int8.png"
 
@@ -254,6 +255,30 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
     assert told == [
         (prompt, seed) for prompt in ("a red ring", "a (blue:1.3) star") for seed in ("42", "43")
     ]
+
+
+def test_a_picture_that_cannot_be_decoded_leaves_the_others_their_names(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = Pipeline.decode, iter(range(3))
+
+    def breaking(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
+        if next(calls) == 1:
+            raise NotFiniteError("the second")
+        return plain(pipeline, latents)
+
+    monkeypatch.setattr(Pipeline, "decode", breaking)
+    done = run(
+        "generate", bundle, "a red ring", "--count", 3, "--seed", 5, "--steps", 2,
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "the second" in done.stderr
+    seeds = {}
+    for file in tmp_path.glob("*.png"):
+        with Image.open(file) as picture:
+            seeds[file.name] = picture.text["seed"]
+    assert seeds == {"x_000.png": "5", "x_002.png": "7"}
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,12 @@ def precision_by_default(target: Target) -> str:
         return target.execution_precision
     if target.device != "CPU":
         return "f16"
-    capable = target.core.get_property(target.device, device.capabilities())
-    return "bf16" if "BF16" in capable else "f32"
+    return "bf16" if executes_bf16(target.core) else "f32"
+
+
+def executes_bf16(core: ov.Core) -> bool:
+    """Whether the CPU plugin multiplies in bfloat16."""
+    return "BF16" in core.get_property("CPU", device.capabilities())
 
 
 def precision_in_force(compiled: ov.CompiledModel) -> str:

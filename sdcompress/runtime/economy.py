@@ -48,11 +48,8 @@ class Economy:
 def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: int) -> Economy:
     """The quickest way to draw with the parts in turn that is expected to stay below `limit` bytes.
 
-    Raises InputError, with what the thriftiest takes, when none is, and for other devices than the
-    CPU, whose memory is not this process's.
+    Raises InputError, with what the thriftiest takes, when none is, and where nothing is foreseen.
     """
-    if pipeline.device != "CPU":
-        raise InputError(f"A memory limit is for the CPU; the memory of {pipeline.device} differs.")
     least: dict[str, float] = {}
     for economy in _choices():
         expected = expected_peaks(pipeline, settings, batch, economy)
@@ -61,6 +58,11 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
         if max(expected.values()) <= limit:
             return economy
         least = min(least or expected, expected, key=lambda peaks: max(peaks.values()))
+    if not least:
+        raise InputError(
+            f"What this model takes on {pipeline.device} is not foreseen: a limit is for the CPU "
+            "and for shapes that the model's files allow."
+        )
     needed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in least.items())
     raise InputError(
         f"A limit of {limit / 1e9:.2f} GB does not suffice; with all that saves memory these are "
@@ -85,8 +87,11 @@ def expected_peaks(
 ) -> dict[str, float] | None:
     """Resident bytes that each phase of text-to-image is expected to take at most, on the CPU.
 
-    None where the model's files do not allow the shapes that the economy asks for.
+    None for other devices, whose memory is not this process's, and where the model's files do not
+    allow the shapes that the economy asks for.
     """
+    if pipeline.device != "CPU":
+        return None
     contents = pipeline.contents(settings, batch, economy)
     if contents is None:
         return None

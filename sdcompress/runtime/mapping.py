@@ -14,6 +14,8 @@ from pathlib import Path
 
 import openvino as ov
 
+from sdcompress.runtime.background import repeating
+
 Span = tuple[int, int]
 _DONTNEED = 4  # MADV_DONTNEED on Linux
 _SECONDS = 0.2
@@ -40,19 +42,10 @@ def reading(xml: Path, core: ov.Core | None = None) -> Iterator[ov.Model]:
         others = mapped(file)
         held = core.read_model(xml)
         spans = mapped(file) - others
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.wait(_SECONDS):
-            release(spans)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
     try:
-        yield held.clone()  # shares the mapped weights
+        with repeating(lambda: release(spans), _SECONDS):
+            yield held.clone()  # shares the mapped weights
     finally:
-        done.set()
-        thread.join()
         release(spans)
 
 

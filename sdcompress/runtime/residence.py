@@ -3,11 +3,11 @@
 import ctypes
 import os
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from sdcompress.runtime.background import repeating
 
 _SECONDS = 0.01
 
@@ -21,28 +21,19 @@ class PhasePeaks:
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
         self._phase = ""
-        self._stopped = threading.Event()
 
     def begin(self, phase: str) -> None:
         """Counts what follows to `phase`."""
         self._phase = phase
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Samples inside the block."""
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            thread.join()
+        return repeating(self._sample, _SECONDS)
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(_SECONDS):
-            phase, resident = self._phase, resident_bytes()
-            if phase and resident is not None:
-                self.peaks[phase] = max(self.peaks.get(phase, 0), resident)
+    def _sample(self) -> None:
+        phase, resident = self._phase, resident_bytes()
+        if phase and resident is not None:
+            self.peaks[phase] = max(self.peaks.get(phase, 0), resident)
 
 
 def resident_bytes() -> int | None:
