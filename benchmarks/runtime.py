@@ -23,6 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sdcompress.interchange import write_peer_scheduler
 from sdcompress.memory import MemoryWatch
 from sdcompress.processor import executes_bf16, processor_brand
@@ -50,10 +52,17 @@ CONTENDERS = (
     Contender("optimum-intel, W8A8", "optimum", "bundle"),
     Contender("sdcompress, 16-bit", "ours", "wide"),
     Contender("sdcompress, W8A8", "ours", "bundle"),
-    Contender("sdcompress, W8A8, all parts loaded", "ours", "bundle", ("--keep-loaded",)),
-    Contender("sdcompress, W8A8, branches in turn", "ours", "bundle", ("--branches-apart",)),
-    Contender("sdcompress, W8A8, tiles of 32", "ours", "bundle", ("--vae-tile=32",)),
-)
+    Contender("sdcompress, W8A8, all parts loaded", "ours", "bundle", ("keep_loaded=true",)),
+    Contender("sdcompress, W8A8, branches in one batch", "ours", "bundle", ("branches=in one batch",)),
+    Contender("sdcompress, W8A8, branches in turn", "ours", "bundle", ("branches=in turn",)),
+    Contender("sdcompress, W8A8, tiles of 32", "ours", "bundle", ("vae_tile=32",)),
+    Contender("sdcompress, W8A8, guided 60 %", "ours", "bundle", ("guidance_end=0.6",)),
+    Contender("sdcompress, W8A8, cache of 2", "ours", "bundle", ("cache_interval=2",)),
+    Contender("sdcompress, W8A8, cache of 3", "ours", "bundle", ("cache_interval=3",)),
+    Contender("sdcompress, W8A8, cache of 5", "ours", "bundle", ("cache_interval=5",)),
+    Contender("sdcompress, W8A8, cache of 3, guided 60 %", "ours", "bundle",
+              ("cache_interval=3", "guidance_end=0.6")),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -144,14 +153,13 @@ def _ours(folder: Path, options: list[str]) -> Figures:
     def tick(_: object) -> None:
         ticks.append(time.time())
 
-    economy = Economy(
-        branches_apart="--branches-apart" in options,
-        vae_tile=32 if "--vae-tile=32" in options else None,
-    )
+    told: dict[str, Any] = {name: yaml.safe_load(value)
+                            for name, _, value in (one.partition("=") for one in options)}  # fmt: skip
+    draw = stream if told.pop("keep_loaded", False) else draw_in_phases
+    economy = Economy(told.pop("branches", None), told.pop("vae_tile", None))
     pipeline = Pipeline.load(folder, verify="never", economy=economy)
-    settings = Settings(STEPS, GUIDANCE, "dpmsolver++", SIZE, SIZE)
+    settings = Settings(STEPS, GUIDANCE, "dpmsolver++", SIZE, SIZE, **told)
     jobs = [Job(PROMPT, NEGATIVE, SEED)]
-    draw = stream if "--keep-loaded" in options else draw_in_phases
     for _, image in draw(pipeline, jobs, settings, on_step=tick):
         save_png(image, Path("ours.png"), {})
     return _figures(ticks)

@@ -151,7 +151,8 @@ def _against_other(
     require_device(recipe.device)
     for side in (other, judged):
         read_layout(side.folder)  # says what is missing
-        require_scheduler(side.folder, recipe.sampling.scheduler)
+        for scheduler in recipe.schedulers:
+            require_scheduler(side.folder, scheduler)
     calibrated = _calibrated_on(judged, progress)
     if other.manifest:
         calibrated += _calibrated_on(other, progress)

@@ -130,7 +130,7 @@ def _record(
     for step, sample in zip(recorder.steps, recorder.samples, strict=True):
         _check_finite(sample, prompt, f"latents at step {step}")
     return {
-        "ids": np.asarray(pipeline.tokenize([negative, prompt.text])),
+        "ids": np.asarray(pipeline.prompts.tokenize([negative, prompt.text])),
         "latents": latents[0] / pipeline.scaling_factor,
         "samples": np.array(recorder.samples),
         "steps": np.array(recorder.steps),

@@ -25,8 +25,9 @@ from sdcompress.runtime import (
     save_png,
     stream,
 )
-from sdcompress.runtime.economy import TOGETHER, choose_economy, expected_peaks, report
+from sdcompress.runtime.economy import ALL_PARTS, choose_economy, expected_peaks, report
 from sdcompress.runtime.residence import PhasePeaks
+from sdcompress.runtime.settings import bundled_settings
 from sdcompress.runtime.weighting import parse_weights
 from sdcompress.tuning import Tuning, recall
 
@@ -116,13 +117,15 @@ def draw(
     size: str | None = None,
     preview: bool = False,
     memory_report: bool = False,
+    fast: bool | None = None,
     begin: Begin,
     engine: Engine,
     **settings: Any,
 ) -> Iterator[Path]:
     """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
-    Settings that are None fall back to those the bundle was evaluated with. PNGs are encoded and
+    Settings that are None fall back to those the bundle was evaluated with, without `fast` to those
+    of its baseline. PNGs are encoded and
     written beside other work. Raises InputError for a malformed size or prompt, for an output
     folder that does not exist and for a memory limit that cannot be kept.
     """
@@ -138,7 +141,7 @@ def draw(
     tuning = engine.tuning(bundle)
     pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
-    resolved = replace(pipeline.settings, **given)
+    resolved = replace(_bundled(bundle, fast=fast), **given)
     if preview and len(jobs) > 1:
         raise InputError("--preview shows one picture; draw them one by one")
     if resolved.prompt_weights:
@@ -218,7 +221,7 @@ class _Memory:
                 pipeline, jobs, settings, batch=tuning.batch, cache=cache,
                 on_phase=self.peaks.begin, on_step=on_step,
             )  # fmt: skip
-        self.peaks.begin(TOGETHER)
+        self.peaks.begin(ALL_PARTS)
         return stream(
             pipeline, jobs, settings, batch=tuning.batch, lanes=tuning.streams, on_step=on_step
         )
@@ -236,6 +239,18 @@ class _Memory:
         taken = max(self.peaks.peaks.values(), default=0)
         if most is not None and taken > most:
             yield f"{taken / 1e9:.2f} GB were taken, more than the limit of {most / 1e9:.2f} GB"
+
+
+def _bundled(bundle: Path, *, fast: bool | None) -> Settings:
+    """The bundle's settings. Raises InputError when `fast` demands shortcuts that it has not."""
+    evaluated, plain = bundled_settings(bundle), bundled_settings(bundle, fast=False)
+    if fast and evaluated == plain:
+        raise InputError(
+            f"{bundle} was evaluated without shortcuts, so there is nothing for --fast. Build it "
+            "with a recipe whose `runtime` section has some, or ask for them one by one, "
+            "unmeasured: --cache-interval, --guidance-end, fewer --steps."
+        )
+    return plain if fast is False else evaluated
 
 
 def _require_png(output: Path) -> None:

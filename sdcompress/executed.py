@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from sdcompress.runtime import Pipeline
+from sdcompress.runtime import Economy, Pipeline
+from sdcompress.runtime.economy import TOGETHER
 from sdcompress.runtime.settings import bundled_settings
 
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
@@ -47,7 +48,7 @@ class KernelTime:
 
 
 def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[ExecutedLayer, ...]]:
-    """Compiles a pipeline as its recipe draws and returns the layers of what draws, in order.
+    """Compiles a pipeline as its recipe samples and returns the layers of what draws, in order.
 
     Raises BundleError when the folder is no pipeline, DeviceError for an unknown device.
     """
@@ -56,8 +57,10 @@ def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[Execut
 
 
 def _compiled(folder: Path, device: str, *, profiling: bool = False) -> dict[str, ov.CompiledModel]:
-    pipeline = Pipeline.load(folder, device=device, profiling=profiling, verify="never")
-    pipeline.compile(bundled_settings(folder))
+    pipeline = Pipeline.load(
+        folder, device=device, profiling=profiling, economy=Economy(TOGETHER), verify="never"
+    )
+    pipeline.compile(bundled_settings(folder, fast=False))
     return pipeline.compiled_models()
 
 

@@ -79,7 +79,8 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
         config=recipe.config,
         loras=[(one.file, one.scale) for one in recipe.loras],
     )
-    require_scheduler(source.folder, recipe.sampling.scheduler)
+    for scheduler in recipe.schedulers:
+        require_scheduler(source.folder, scheduler)
     return Material(source, prompts)
 
 
@@ -121,7 +122,7 @@ class Line:
 
     @cached_property
     def settings(self) -> Settings:
-        return Settings(**self.recipe.sampling.model_dump())
+        return Settings(**self.recipe.baseline_settings)
 
     @cached_property
     def converted_key(self) -> str:

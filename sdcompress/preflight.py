@@ -47,6 +47,7 @@ _HELD_BYTES = {"fp16": 0.0, "smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
 _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
 # What a whole network reaches of the speed of one convolution, in float32 and in 16 bits.
 _EFFICIENCY = {"f32": 0.78, "narrow": 0.66}
+_OUTER_LAYERS = 0.17  # the layers outside a skip connection against the whole network
 _COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
 _QUANTIZED = {"narrow": {"int8": 0.62, "hybrid": 0.75}, "f32": {"int8": 0.43, "hybrid": 0.61}}
@@ -248,8 +249,10 @@ class _Work:
             self.model.vae_decoder_macs, "f32"
         )
         quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
-        quick = calls * self._step_seconds("native") * quantized
-        candidate = quick + self._seconds(self.model.vae_decoder_macs, "native")
+        step = self._step_seconds("native") * quantized
+        quick = calls * step
+        candidate = self._candidate_calls() * step
+        candidate += self._seconds(self.model.vae_decoder_macs, "native")
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
         memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
@@ -268,6 +271,16 @@ class _Work:
         yield self._layers()
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
+
+    def _candidate_calls(self) -> float:
+        """A candidate's picture in calls of the whole network with all branches of guidance."""
+        runtime, sampling = self.recipe.runtime, self.recipe.sampling
+        changed = runtime.model_dump(include={"scheduler", "steps"}, exclude_none=True)
+        calls = sampling.model_copy(update=changed).unet_calls
+        whole = math.ceil(calls / runtime.cache_interval)
+        work = whole + (calls - whole) * min(1.0, _OUTER_LAYERS * runtime.cache_depth)
+        unguided = 1 - (runtime.guidance_end - runtime.guidance_begin)
+        return work * (1 - unguided / 2 if sampling.branches == 2 else 1)
 
     def _layers(self) -> StageEstimate:
         """Both UNets, one at a time, compiled anew for each part of their layers."""

@@ -91,6 +91,30 @@ class Sampling(Section):
         return {"heun": 2 * self.steps - 1, "pndm": self.steps + 1}.get(self.scheduler, self.steps)
 
 
+class Runtime(Section):
+    """How the candidate is drawn, where that is not as in `sampling`, for the sake of speed.
+
+    The quality is measured with it, and the bundle draws so by default. The whole UNet is asked at
+    every `cache_interval`-th call only, its layers outside the outermost `cache_depth` skip
+    connections at the others (DeepCache, arXiv:2312.00858); guidance is applied from
+    `guidance_begin` to `guidance_end`, shares of the calls (arXiv:2404.07724). null is as in
+    `sampling`.
+    """
+
+    scheduler: Scheduler | None = None
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    cache_interval: Annotated[int, Field(ge=1)] = 1
+    cache_depth: Annotated[int, Field(ge=1)] = 1
+    guidance_begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    guidance_end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _guidance_lasts(self) -> Self:
+        if self.guidance_begin >= self.guidance_end:
+            raise ValueError("guidance_begin comes before guidance_end")
+        return self
+
+
 class Calibrate(Section):
     """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each.
 
@@ -306,6 +330,7 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     calibrate: Calibrate = Calibrate()
     compress: Compress
+    runtime: Runtime = Runtime()
     evaluate: Evaluate = Evaluate()
     budgets: Budgets
 
@@ -365,6 +390,21 @@ class Recipe(Section):
                 "evaluate.yardstick_prompts",
                 "a yardstick needs two prompts at least: set 2 or more, or 0 for none",
             )
+
+    @property
+    def schedulers(self) -> set[str]:
+        """All that are drawn with."""
+        return {self.sampling.scheduler, self.runtime.scheduler or self.sampling.scheduler}
+
+    @property
+    def baseline_settings(self) -> dict[str, Any]:
+        """How the baseline is drawn, as keywords of the runtime's `Settings`."""
+        return self.sampling.model_dump()
+
+    @property
+    def candidate_settings(self) -> dict[str, Any]:
+        """How the candidate is drawn, as keywords of the runtime's `Settings`."""
+        return self.baseline_settings | self.runtime.model_dump(exclude_none=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the full recipe, defaults filled in, as plain JSON types."""

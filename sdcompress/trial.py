@@ -96,7 +96,8 @@ class Trial:
     def ways(self, count: int) -> dict[str, Way]:
         """Everything that is drawn of the first `count` shots: both sides, then the yardsticks."""
         few = self.recipe.evaluate.yardstick_prompts
-        return ways_to_draw(self._settings, self._shots[:count], few, self.recipe.device)
+        candidate = Settings(**self.recipe.candidate_settings)
+        return ways_to_draw(self._settings, candidate, self._shots[:count], few, self.recipe.device)
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
@@ -116,7 +117,7 @@ class Trial:
 
     @cached_property
     def _settings(self) -> Settings:
-        return Settings(**self.recipe.sampling.model_dump())
+        return Settings(**self.recipe.baseline_settings)
 
     @cached_property
     def _shots(self) -> tuple[Shot, ...]:
@@ -260,6 +261,11 @@ class Trial:
         device = self.recipe.device
         return ways[BASELINE].variant(folders, device), ways[COMPRESSED].variant(folders, device)
 
+    def _networks(self, ways: Mapping[str, Way], folders: Folders) -> tuple[Variant, Variant]:
+        """Both sides drawing alike, to compare their networks call by call."""
+        baseline, candidate = self._sides(ways, folders)
+        return baseline, replace(candidate, settings=baseline.settings)
+
     def _sqnr_shots(self, ways: Mapping[str, Way]) -> tuple[Shot, ...]:
         return ways[BASELINE].shots[: self.recipe.evaluate.sqnr_prompts]
 
@@ -276,7 +282,7 @@ class Trial:
             f"error by timestep over {len(shots)} prompts",
             Sqnr,
             lambda folder, advance: self.run(
-                measure_sqnr, *self._sides(ways, folders), shots, folder, on_progress=advance
+                measure_sqnr, *self._networks(ways, folders), shots, folder, on_progress=advance
             ),
             resumable=True,
         )
@@ -298,12 +304,13 @@ class Trial:
             "error of the UNet's layers",
             LayerErrors,
             lambda folder, advance: self.run(
-                measure_layers, *self._sides(ways, folders), call, folder, on_progress=advance
+                measure_layers, *self._networks(ways, folders), call, folder, on_progress=advance
             ),
         )
 
     def _performance_key(self, ways: Mapping[str, Way]) -> str:
-        prompt, settings = ways[BASELINE].shots[0].prompt.text, asdict(self._settings)
+        prompt = ways[BASELINE].shots[0].prompt.text
+        settings = [asdict(ways[side].settings) for side in (BASELINE, COMPRESSED)]
         turns = self.recipe.evaluate.timed_images
         return self._key(BASELINE, COMPRESSED, prompt=prompt, settings=settings, turns=turns)
 
@@ -332,7 +339,7 @@ class Trial:
     def _least_memory(self, way: Way, folders: Folders, side: Side) -> int:
         variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text
         peak = int(side.peak_rss_bytes.high)
-        settings = asdict(self._settings)
+        settings = asdict(way.settings)
         return self.store.record(
             self.progress,
             "limit",

@@ -35,13 +35,20 @@ class Way:
 
 
 def ways_to_draw(
-    settings: Settings, shots: tuple[Shot, ...], yardstick_prompts: int | None, device: str
+    settings: Settings,
+    candidate: Settings,
+    shots: tuple[Shot, ...],
+    yardstick_prompts: int | None,
+    device: str,
 ) -> dict[str, Way]:
-    """Both sides on all shots, then the yardsticks on the first `yardstick_prompts` (None: all)."""
+    """Both sides on all shots, then the yardsticks on the first `yardstick_prompts` (None: all).
+
+    Baseline and yardsticks are drawn with `settings`.
+    """
     baseline = Way("baseline", BASELINE, BASELINE_PRECISION, settings, shots)
     found = {
         BASELINE: baseline,
-        COMPRESSED: Way("compressed", COMPRESSED, None, settings, shots),
+        COMPRESSED: Way("compressed", COMPRESSED, None, candidate, shots),
     }
     few = replace(baseline, shots=shots[:yardstick_prompts])
     if len(few.shots) < 2:

@@ -15,7 +15,7 @@ from toy_model import write_toy_model
 
 from sdcompress.runtime import Economy, InputError, Pipeline, Settings
 from sdcompress.runtime.content import Content, content_of
-from sdcompress.runtime.economy import TOGETHER, choose_economy, expected_peaks, report
+from sdcompress.runtime.economy import ALL_PARTS, IN_TURN, choose_economy, expected_peaks, report
 
 LARGE = Settings(steps=2, width=512, height=512)
 
@@ -44,7 +44,7 @@ def expected(pipeline: Pipeline, economy: Economy, **further: Any) -> dict[str, 
 def test_everything_that_saves_memory_is_expected_to(pipeline: Pipeline) -> None:
     plain = expected(pipeline, Economy())
     assert list(plain) == ["text_encoder", "unet", "vae_decoder"]
-    assert expected(pipeline, Economy(branches_apart=True))["unet"] < plain["unet"]
+    assert expected(pipeline, Economy(branches=IN_TURN))["unet"] < plain["unet"]
     tiled = [expected(pipeline, Economy(vae_tile=tile))["vae_decoder"] for tile in (16, 32, 48)]
     assert tiled == sorted(tiled)
     assert tiled[-1] < plain["vae_decoder"]
@@ -60,7 +60,7 @@ def test_the_size_counts_also_where_models_are_compiled_for_all(pipeline: Pipeli
 
 
 def test_the_quickest_way_below_the_limit_is_chosen(pipeline: Pipeline) -> None:
-    choices = (Economy(), Economy(branches_apart=True, vae_tile=16))
+    choices = (Economy(), Economy(branches=IN_TURN, vae_tile=16))
     quick, thrifty = (max(expected(pipeline, one).values()) for one in choices)
     assert choose_economy(pipeline, LARGE, 1, int(quick) + 1) == Economy()
     chosen = choose_economy(pipeline, LARGE, 1, int(quick) - 1)
@@ -74,11 +74,11 @@ def test_the_quickest_way_below_the_limit_is_chosen(pipeline: Pipeline) -> None:
 def test_what_the_files_do_not_allow_is_not_chosen(tmp_path: Path) -> None:
     """A UNet that was built for both branches in one batch."""
     pipeline = Pipeline.load(write_toy_model(tmp_path / "model", batch=2))
-    apart = Economy(branches_apart=True)
+    apart = Economy(branches=IN_TURN)
     assert expected_peaks(pipeline, LARGE, 1, apart) is None
     limit = max(expected(pipeline, Economy()).values())
     chosen = choose_economy(pipeline, LARGE, 1, int(limit) - 1)
-    assert not chosen.branches_apart
+    assert chosen.branches is None
     assert chosen.vae_tile is not None
     with pytest.raises(InputError, match="does not suffice"):
         choose_economy(pipeline, LARGE, 1, 10_000_000)
@@ -93,7 +93,7 @@ def test_a_report_shows_every_phase() -> None:
     economy = Economy(vae_tile=24)
     lines = [*report(economy.describe(), {"unet": 2e9}, {"vae_encoder": 1_500_000_000})]
     assert lines[0] == (
-        "memory: guidance branches in one batch, pictures decoded in tiles of 24 x 24 cells"
+        "memory: guidance branches as is quickest, pictures decoded in tiles of 24 x 24 cells"
     )
     assert [line.split() for line in lines[2:]] == [
         ["unet", "2.00", "GB", "-"],
@@ -105,7 +105,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from sdcompress.runtime import Economy, Job, Pipeline, Settings, draw_in_phases, stream
-from sdcompress.runtime.economy import TOGETHER, expected_peaks
+from sdcompress.runtime.economy import ALL_PARTS, expected_peaks
 from sdcompress.runtime.residence import PhasePeaks
 
 folder, given, in_turn, batch = *sys.argv[1:3], *map(int, sys.argv[3:])
@@ -117,7 +117,7 @@ with peaks.watching():
     if in_turn:
         drawn = draw_in_phases(pipeline, jobs, settings, batch=batch, on_phase=peaks.begin)
     else:
-        peaks.begin(TOGETHER)
+        peaks.begin(ALL_PARTS)
         drawn = stream(pipeline, jobs, settings, batch=batch)
     list(drawn)
 expected = expected_peaks(pipeline, settings, batch, economy, in_turn=bool(in_turn))
@@ -129,7 +129,7 @@ print(json.dumps([expected, peaks.peaks]))
     ("economy", "in_turn", "batch"),
     [
         (Economy(), True, 1),
-        (Economy(branches_apart=True, vae_tile=16), True, 1),
+        (Economy(branches=IN_TURN, vae_tile=16), True, 1),
         (Economy(), True, 4),
         (Economy(), False, 1),
     ],
@@ -143,7 +143,7 @@ def test_a_picture_takes_what_was_expected(
     command = [sys.executable, "-c", CHILD, str(bundle), given, str(int(in_turn)), str(batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told, measured = json.loads(done.stdout.splitlines()[-1])
-    phases = {"text_encoder", "unet", "vae_decoder"} if in_turn else {TOGETHER}
+    phases = {"text_encoder", "unet", "vae_decoder"} if in_turn else {ALL_PARTS}
     assert set(told) == set(measured) == phases
     for phase, size in told.items():
         assert size == pytest.approx(measured[phase], rel=0.25), phase

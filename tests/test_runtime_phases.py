@@ -23,6 +23,7 @@ from sdcompress.runtime import (
     draw_in_phases,
 )
 from sdcompress.runtime.components import Component
+from sdcompress.runtime.economy import BRANCHES, IN_TURN, SIDE_BY_SIDE, TOGETHER
 
 QUICK = Settings(steps=3)
 JOBS = [
@@ -79,8 +80,8 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     compiled: list[tuple[str, weakref.ref[object]]] = []
     plain = Component._compile
 
-    def noting(component: Component, shapes: dict[str, tuple[int, ...]]) -> Any:
-        executable = plain(component, shapes)
+    def noting(component: Component, *asked: Any) -> Any:
+        executable = plain(component, *asked)
         compiled.append((component.name, weakref.ref(executable)))
         return executable
 
@@ -106,17 +107,17 @@ def test_what_is_denoised_is_not_lost_when_it_ends_early(
     folder: Path, alive: Callable[[], list[str]], fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, calls = load(folder), 0
-    plain = Component.infer
+    plain = Component.infer_side_by_side
 
-    def breaking(component: Component, values: Any) -> Any:
+    def breaking(component: Component, runs: Any) -> Any:
         nonlocal calls
         if component.name == "unet":
             calls += 1
             if calls == 9:  # PNDM makes four calls in three steps: in the third picture
                 raise fault
-        return plain(component, values)
+        return plain(component, runs)
 
-    monkeypatch.setattr(Component, "infer", breaking)
+    monkeypatch.setattr(Component, "infer_side_by_side", breaking)
     finished, seen = [], []
     with pytest.raises(fault if isinstance(fault, type) else type(fault)):
         for job, _ in draw_in_phases(
@@ -156,27 +157,51 @@ def test_one_picture_that_cannot_be_decoded_costs_no_other(
     assert finished == [JOBS[0], *JOBS[2:]]
 
 
-def test_guidance_branches_one_after_the_other_draw_the_same(folder: Path) -> None:
-    together = load(folder).draw(JOBS[:2], QUICK)
-    apart = load(folder, Economy(branches_apart=True)).draw(JOBS[:2], QUICK)
-    for one, other in zip(together, apart, strict=True):
+@pytest.mark.parametrize("branches", BRANCHES)
+def test_however_the_branches_are_asked_for_the_pictures_are_the_same(
+    folder: Path, branches: str
+) -> None:
+    usual = load(folder).draw(JOBS[:2], QUICK)
+    drawn = load(folder, Economy(branches)).draw(JOBS[:2], QUICK)
+    for one, other in zip(usual, drawn, strict=True):
         assert np.abs(numbers(one) - numbers(other)).max() <= 1
 
 
-def test_each_branch_is_asked_with_its_own_prompt(folder: Path) -> None:
-    pipeline = load(folder, Economy(branches_apart=True))
-    conditional, unconditional = pipeline.encode_jobs(JOBS[:1], QUICK)
-    asked: list[np.ndarray] = []
+@pytest.mark.parametrize(
+    ("branches", "scale", "calls"),
+    [
+        (TOGETHER, 7.5, [["both"]]),
+        (SIDE_BY_SIDE, 7.5, [["no", "yes"]]),
+        (IN_TURN, 7.5, [["no"], ["yes"]]),
+        (None, 7.5, [["no", "yes"]]),
+        (None, 1.0, [["yes"]]),
+        (SIDE_BY_SIDE, 1.0, [["yes"]]),
+    ],
+)
+def test_each_branch_is_asked_with_its_own_prompt(
+    folder: Path,
+    branches: str | None,
+    scale: float,
+    calls: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline, settings = load(folder, Economy(branches)), Settings(1, scale, "ddim")
+    yes, no = pipeline.encode([JOBS[0].prompt, JOBS[0].negative_prompt])
+    texts = {"yes": yes[None], "no": no[None], "both": np.stack([no, yes])}
+    seen: list[list[str]] = []
+    plain = Component.infer_side_by_side
 
-    def unet(sample: np.ndarray, timestep: float, text: np.ndarray) -> np.ndarray:
-        asked.append(text)
-        return pipeline.unet(sample, timestep, text)
+    def noting(component: Component, runs: Any) -> Any:
+        if component.name == "unet":
+            given = [run["encoder_hidden_states"] for run in runs]
+            seen.append(
+                [next(n for n, t in texts.items() if np.array_equal(t, one)) for one in given]
+            )
+        return plain(component, runs)
 
-    start = pipeline.begin(JOBS[0], QUICK)
-    pipeline.denoise(start, conditional, unconditional, QUICK, unet=unet)
-    assert unconditional is not None
-    for index, text in enumerate(asked):
-        np.testing.assert_array_equal(text, (unconditional, conditional)[index % 2])
+    monkeypatch.setattr(Component, "infer_side_by_side", noting)
+    pipeline.draw(JOBS[:1], settings)
+    assert seen == calls
 
 
 def test_pictures_to_begin_with_are_encoded_before_the_unet_comes(

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     plain = Component._compile
 
-    def counting(component: Component, shapes: dict[str, tuple[int, ...]]) -> object:
+    def counting(component: Component, *asked: Any) -> object:
         names.append(component.name)
-        return plain(component, shapes)
+        return plain(component, *asked)
 
     monkeypatch.setattr(Component, "_compile", counting)
     return names
@@ -68,13 +69,13 @@ def test_two_lanes_of_different_shapes_keep_their_models(folder: Path, compiled:
 
 def test_distinct_prompts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, encoded = load(folder), []
-    plain = pipeline.encode
+    plain = pipeline.prompts.encode
 
     def counting(texts: list[str], settings: Settings) -> object:
         encoded.extend(texts)
         return plain(texts, settings)
 
-    monkeypatch.setattr(pipeline, "encode", counting)
+    monkeypatch.setattr(pipeline.prompts, "encode", counting)
     assert len(list(stream(pipeline, JOBS, QUICK))) == len(JOBS)
     assert sorted(encoded) == ["", "a red circle"]
 
@@ -83,7 +84,7 @@ def test_what_was_compiled_before_any_shape_was_known_is_replaced(folder: Path) 
     pipeline = load(folder)
     pipeline.execution_precisions()
     pipeline.generate("red", settings=QUICK)
-    shapes = [port.partial_shape for port in pipeline._unet.compiled.inputs]
+    shapes = [port.partial_shape for port in pipeline.compiled_models()["unet"].inputs]
     assert all(shape.is_static for shape in shapes)
 
 

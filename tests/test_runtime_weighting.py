@@ -68,7 +68,7 @@ def test_weights_scale_their_tokens_and_keep_the_mean(pipeline: Pipeline) -> Non
     strong = pipeline.encode(["(red:2) circle"], WEIGHTED)
     assert strong.mean() == pytest.approx(plain.mean(), rel=1e-4)
     ratio = strong[0] / plain[0]
-    count = sum(pipeline.tokenize(["red"])[0] != pipeline.tokenize([""])[0])
+    count = sum(pipeline.prompts.tokenize(["red"])[0] != pipeline.prompts.tokenize([""])[0])
     red, rest = ratio[1 : 1 + count], ratio[[0, *range(1 + count, 77)]]
     np.testing.assert_allclose(red, 2 * rest.mean(), rtol=1e-4)
 
@@ -81,7 +81,7 @@ def test_one_weight_for_all_changes_nothing(pipeline: Pipeline) -> None:
 
 def test_long_prompts_are_encoded_piece_by_piece(pipeline: Pipeline) -> None:
     long = "red " * 80
-    ids = pipeline.tokenize(["red"])[0]
+    ids = pipeline.prompts.tokenize(["red"])[0]
     assert (ids[1:-1] != ids[2]).any()
     pieces = pipeline.encode([long, "blue"], LONG)
     count = pieces.shape[1] // 77

@@ -34,6 +34,18 @@ SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun",
               help="(word:1.2) counts more, [word] less.")  # fmt: skip
 @click.option("--long-prompts", is_flag=True, default=None,
               help="Encode prompts of more than 75 tokens in pieces, do not cut them.")  # fmt: skip
+@click.option("--fast/--no-fast", default=None,
+              help="With the shortcuts that BUNDLE was evaluated with, or without.  "
+              "[default: with, if it has any]")  # fmt: skip
+@click.option("--cache-interval", type=click.IntRange(1), metavar="N",
+              help="Ask the whole UNet at every N-th call only, its outer layers at the others: "
+              "quicker, not as exact.")  # fmt: skip
+@click.option("--cache-depth", type=click.IntRange(1), metavar="N",
+              help="Skip connections of those outer layers.  [default: 1]")  # fmt: skip
+@click.option("--guidance-begin", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Share of the calls before guidance begins.  [default: 0]")  # fmt: skip
+@click.option("--guidance-end", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Share of the calls after which guidance ends.  [default: 1]")  # fmt: skip
 @click.option(
     "--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is drawn."
 )
@@ -67,6 +79,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: An
       sdcompress generate BUNDLE "a photo of an astronaut riding a horse on mars" \\
           --negative-prompt "low resolution, blurry" --seed 42 --count 20 --size 512x512
       sdcompress generate BUNDLE "a lighthouse" --max-memory 1.5GB --memory-report
+      sdcompress generate BUNDLE "a lighthouse" --cache-interval 3 --guidance-end 0.6
       sdcompress generate BUNDLE "a castle at night" --image castle.jpg --strength 0.6
       sdcompress generate BUNDLE "a golden crown" --image portrait.png --mask hair.png
     """

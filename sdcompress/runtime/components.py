@@ -6,9 +6,8 @@ the UNet. Calls may come from several threads; each borrows an inference request
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ from sdcompress.runtime.noise import Noise
 
 Shapes = dict[str, tuple[int, ...]]
 
-_TEXT = "encoder_hidden_states"
-
 
 @dataclass(frozen=True)
 class _Port:
@@ -45,13 +42,16 @@ class _Port:
 class _Request:
     """An inference request with input tensors of its own, filled anew for each run."""
 
-    def __init__(self, compiled: ov.CompiledModel, output: str | int, *, alone: bool) -> None:
+    def __init__(
+        self, compiled: ov.CompiledModel, outputs: Sequence[str | int], *, alone: bool
+    ) -> None:
         self._alone = alone
         self._request = compiled.create_infer_request()
-        self._output = compiled.output(output)
+        self._outputs = [compiled.output(one) for one in outputs]
         self._buffers: dict[str, Array] = {}
 
-    def run(self, values: Mapping[str, Array], ports: Mapping[str, _Port]) -> Float32:
+    def start(self, values: Mapping[str, Array], ports: Mapping[str, _Port]) -> None:
+        """Begins a run, if others may run beside it."""
         for name, value in values.items():
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != value.shape:
@@ -59,12 +59,18 @@ class _Request:
                 self._request.set_tensor(name, ov.Tensor(buffer, shared_memory=True))
                 self._buffers[name] = buffer
             np.copyto(buffer, value, casting="unsafe")
+        if not self._alone:
+            self._request.start_async()
+
+    def finish(self) -> tuple[Float32, ...]:
+        """The outputs of the run that was begun."""
         if self._alone:
             self._request.infer()  # in this thread, whose caches are warm
         else:
-            self._request.start_async()
             self._request.wait()
-        return np.array(self._request.get_tensor(self._output).data, dtype=np.float32)
+        return tuple(
+            np.array(self._request.get_tensor(one).data, dtype=np.float32) for one in self._outputs
+        )
 
 
 @dataclass
@@ -73,8 +79,8 @@ class _Executable:
 
     compiled: ov.CompiledModel
     ports: Mapping[str, _Port]
-    output: str | int
-    alone: bool  # no other request is executed beside
+    outputs: Sequence[str | int]
+    streams: int  # requests that are executed side by side
     provisional: bool = False  # compiled before any shape was known, though shapes matter
     idle: deque[_Request] = field(default_factory=deque)
     fitting: Shapes = field(default_factory=dict)  # those of the last call that was checked
@@ -83,7 +89,7 @@ class _Executable:
         try:
             return self.idle.pop()
         except IndexError:
-            return _Request(self.compiled, self.output, alone=self.alone)
+            return _Request(self.compiled, self.outputs, alone=self.streams == 1)
 
     def fits(self, shapes: Shapes) -> bool:
         """Whether inputs of these shapes can be run, or never will be, whatever is compiled."""
@@ -101,8 +107,9 @@ class _Executable:
 class Component:
     """One IR file on one device."""
 
-    inputs: tuple[str, ...] = ()
-    output: str | None = None  # None: the first one
+    inputs: tuple[str, ...] = ()  # of the file
+    added: tuple[str, ...] = ()  # inputs that `prepare` adds
+    outputs: tuple[str | int, ...] = (0,)
 
     def __init__(self, name: str, path: Path, target: Target) -> None:
         self.name = name
@@ -115,19 +122,19 @@ class Component:
 
     @property
     def compiled(self) -> ov.CompiledModel:
-        return self._ready({}).compiled
+        return self._ready({}, None).compiled
 
     @property
     def execution_precision(self) -> str:
         return precision_in_force(self.compiled)
 
-    def compile_for(self, shapes: Shapes) -> None:
+    def compile_for(self, shapes: Shapes, side_by_side: int = 1) -> None:
         """Compile now what calls with inputs of these shapes need."""
-        self._ready(shapes)
+        self._ready(shapes, side_by_side)
 
     def prepare(self, model: ov.Model) -> dict[str, ov.PartialShape]:
         """Adapt the model as it was read; returns the shapes of inputs that it then allows."""
-        return {name: model.input(name).partial_shape for name in self.inputs}
+        return {name: model.input(name).partial_shape for name in (*self.inputs, *self.added)}
 
     def complete(
         self, declared: Mapping[str, ov.PartialShape], shapes: Shapes
@@ -168,52 +175,64 @@ class Component:
         give_back_freed()
 
     def infer(self, values: Mapping[str, Array]) -> Float32:
-        """Run once; returns an array that belongs to the caller."""
-        shapes = {name: value.shape for name, value in values.items()}
-        executable = self._ready(shapes)
+        """Run once; returns the first output, an array that belongs to the caller."""
+        return self.infer_side_by_side([values])[0][0]
+
+    def infer_side_by_side(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Float32, ...]]:
+        """Run once for each of several inputs, all of the same shapes; returns all outputs."""
+        shapes = {name: value.shape for name, value in runs[0].items()}
+        executable = self._ready(shapes, len(runs))
         if shapes != executable.fitting:
             self._refuse(executable, shapes)
-        request = executable.borrow()
+        requests = [executable.borrow() for _ in runs]
         try:
-            return request.run(values, executable.ports)
+            for request, values in zip(requests, runs, strict=True):
+                request.start(values, executable.ports)
+            found = [request.finish() for request in requests]
         except RuntimeError as fault:
             raise self._unsuitable(shapes, fault) from fault
-        finally:
-            executable.idle.append(request)
+        executable.idle.extend(requests)  # not after a fault: others may still be running
+        return found
 
-    def _ready(self, shapes: Shapes) -> _Executable:
+    def _ready(self, shapes: Shapes, side_by_side: int | None = 1) -> _Executable:
+        """What runs inputs of these shapes, so many at once; None is content with any number."""
+        streams = side_by_side and max(side_by_side, self._target.streams)
+
+        def serves(one: _Executable) -> bool:
+            return streams in (None, one.streams) and one.fits(shapes)
+
         executables = self._executables
-        if executables and executables[0].fits(shapes):
+        if executables and serves(executables[0]):
             return executables[0]
         with self._lock:
-            fitting = next((one for one in self._executables if one.fits(shapes)), None)
+            fitting = next((one for one in self._executables if serves(one)), None)
             others = tuple(one for one in self._executables if one is not fitting)
             # What is not kept goes before the next one comes, for the sake of memory.
             self._executables = others[: self._target.streams - 1]
             if fitting is None:
-                fitting = self._compile(shapes)
+                fitting = self._compile(shapes, streams or self._target.streams)
             self._executables = (fitting, *self._executables)
             return fitting
 
-    def _compile(self, shapes: Shapes) -> _Executable:
+    def _compile(self, shapes: Shapes, streams: int) -> _Executable:
         with opened_model(self._target, self.path) as model:
-            return self._compile_model(model, shapes)
+            return self._compile_model(model, shapes, streams)
 
-    def _compile_model(self, model: ov.Model, shapes: Shapes) -> _Executable:
+    def _compile_model(self, model: ov.Model, shapes: Shapes, streams: int) -> _Executable:
         self._require_inputs(model)
         declared = self.prepare(model)
         self._fix_shapes(model, declared, shapes)
-        compiled = compile_model(self._target, model, self.name)
+        compiled = compile_model(replace(self._target, streams=streams), model, self.name)
         ports = {}
-        for name in self.inputs:
+        for name, allowed in declared.items():
             port = compiled.input(name)
             dtype = np.dtype(port.element_type.to_dtype())
-            ports[name] = _Port(declared[name], port.partial_shape, dtype)
+            ports[name] = _Port(allowed, port.partial_shape, dtype)
         return _Executable(
             compiled,
             ports,
-            self.output or 0,
-            alone=self._target.streams == 1,
+            self.outputs,
+            streams,
             provisional=self._target.static and not shapes,
         )
 
@@ -274,71 +293,18 @@ class TextEncoder(Component):
     """Token ids int64 [n, 77] -> embeddings float32 [n, 77, d]."""
 
     inputs = ("input_ids",)
-    output = "last_hidden_state"
+    outputs = ("last_hidden_state",)
 
     def __call__(self, ids: Array) -> Float32:
         # Row by row, so that the number of prompts changes neither the model nor the last digit.
         return np.concatenate([self.infer({"input_ids": row[None]}) for row in ids])
 
 
-class UnetComponent(Component):
-    """The network the samplers ask; a `Unet` in the sense of :mod:`sdcompress.runtime.denoise`."""
-
-    inputs = ("sample", "timestep", _TEXT)
-
-    def prepare(self, model: ov.Model) -> dict[str, ov.PartialShape]:
-        # Exports declare whole timesteps, yet the graph turns them into floats at once. Samplers
-        # such as Euler ask between two training steps, which integers would round away.
-        timestep = model.input("timestep").get_node()
-        timestep.set_element_type(ov.Type.f32)
-        model.validate_nodes_and_infer_types()
-        declared = super().prepare(model)
-        if declared[_TEXT][0].is_dynamic:
-            # Exports fix 77 tokens also where all else is dynamic; long prompts have more.
-            declared[_TEXT] = ov.PartialShape([-1, -1, declared[_TEXT][2]])
-        return declared
-
-    @cached_property
-    def text_width(self) -> int:
-        """Values of a token's embedding."""
-        with opened_model(self._target, self.path) as model:
-            self._require_inputs(model)
-            width: int = model.input(_TEXT).partial_shape[2].get_length()
-            return width
-
-    def complete(
-        self, declared: Mapping[str, ov.PartialShape], shapes: Shapes
-    ) -> dict[str, ov.PartialShape]:
-        asked = super().complete(declared, shapes)
-        timestep = declared["timestep"]
-        if "sample" in shapes and timestep.rank.get_length() == 1 and timestep.is_dynamic:
-            asked["timestep"] = ov.PartialShape([shapes["sample"][0]])
-        return asked
-
-    def __call__(self, sample: Float32, timestep: float, encoder_hidden_states: Float32) -> Float32:
-        declared = self._timestep_shape(
-            {"sample": sample.shape, _TEXT: encoder_hidden_states.shape}
-        )
-        shape = (len(sample),) if declared.is_dynamic else tuple(declared.to_shape())
-        return self.infer(
-            {
-                "sample": sample,
-                "timestep": np.full(shape, timestep, np.float32),
-                _TEXT: encoder_hidden_states,
-            }
-        )
-
-    def _timestep_shape(self, shapes: Shapes) -> ov.PartialShape:
-        """Exports declare the timestep as a scalar, as one value or as one value per sample."""
-        executable = self._executables[0] if self._executables else self._ready(shapes)
-        return executable.ports["timestep"].declared
-
-
 class VaeDecoder(Component):
     """Unscaled latents float32 [n, 4, h/8, w/8] -> picture float32 [n, 3, h, w] in -1 to 1."""
 
     inputs = ("latent_sample",)
-    output = "sample"
+    outputs = ("sample",)
 
     def __call__(self, latents: Float32) -> Float32:
         return self.infer({"latent_sample": latents})

@@ -1,6 +1,6 @@
 """What a model will hold when it is compiled, told from its graph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import openvino as ov
@@ -13,6 +13,10 @@ class Content:
     kept_bytes: int
     largest_output_bytes: int
     graph_bytes: int
+
+    def times(self, runs: int) -> "Content":
+        """The same with so many runs at once, which share all but their layers' outputs."""
+        return replace(self, largest_output_bytes=runs * self.largest_output_bytes)
 
 
 def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:

@@ -3,6 +3,7 @@
 Recording inputs, measuring errors and caching are all callables put around the `unet` given here.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,36 +46,38 @@ def denoise(
     *,
     guidance_scale: float,
     fresh_noise: FreshNoise,
+    guided_calls: range | None = None,
     blend: Blend | None = None,
-    branches_apart: bool = False,
     on_step: OnStep | None = None,
 ) -> Float32:
     """Turn latents [n, 4, h/8, w/8] in the plan's scale into clean ones.
 
-    `conditional` and `unconditional` are [n or 1, 77, d]. With guidance both branches go through
-    the network in one batch, the unconditional one first, or with `branches_apart` one after the
-    other, which takes less memory; at a scale of 1.0 the second branch would cancel out and is not
-    computed. Raises CancelledError when `on_step` returns True.
+    `conditional` and `unconditional` are [n or 1, 77, d]. With guidance the network is asked for
+    both branches in one batch, the unconditional one first; at a scale of 1.0 the second branch
+    would cancel out and is not computed. `guided_calls` are those with guidance, by default all.
+    Raises CancelledError when `on_step` returns True.
     """
-    count = len(latents)
+    calls, count = len(plan), len(latents)
     text = _per_image(conditional, count, "conditional")
-    guided = guidance_scale != 1.0
-    if guided:
+    both = text
+    if guidance_scale != 1.0:
         if unconditional is None:
             raise InputError("A guidance scale other than 1.0 needs the unconditional embeddings.")
-        text = np.concatenate([_per_image(unconditional, count, "unconditional"), text])
+        both = np.concatenate([_per_image(unconditional, count, "unconditional"), text])
+    guided = range(calls) if guided_calls is None else guided_calls
+    numbers = itertools.count()
     asked: list[tuple[Float32, Float32]] = []
 
     def predict(x: Float32, timestep: float) -> Float32:
-        output = _ask(unet, x, timestep, text, apart=branches_apart)
+        texts = both if next(numbers) in guided else text
+        output = unet(np.concatenate([x] * (len(texts) // count)), timestep, texts)
         require_finite(output, f"UNet's predictions at timestep {timestep:g}")
-        if guided:
+        if len(output) > count:
             base, conditioned = output[:count], output[count:]
             output = base + (conditioned - base) * guidance_scale
         asked[:] = [(x, output)]
         return output
 
-    calls = len(plan)
     steps = walk(plan, latents, predict, fresh_noise)
     latents = next(steps)
     for done, row in enumerate(plan.rows(), start=1):
@@ -88,16 +91,6 @@ def denoise(
             latents = steps.send(latents)
     require_finite(latents, "latents after the last step")
     return latents
-
-
-def _ask(unet: Unet, x: Float32, timestep: float, text: Float32, *, apart: bool) -> Float32:
-    """What the network says of latents [n, ...] for each branch of texts [branches * n, 77, d]."""
-    branches = len(text) // len(x)
-    if branches == 1:
-        return unet(x, timestep, text)
-    if apart:
-        return np.concatenate([unet(x, timestep, branch) for branch in np.split(text, branches)])
-    return unet(np.concatenate([x] * branches), timestep, text)
 
 
 def require_finite(values: Array, what: str) -> None:

@@ -11,7 +11,9 @@ from sdcompress.runtime.tiling import SMALLEST
 if TYPE_CHECKING:
     from sdcompress.runtime.pipeline import Pipeline
 
-TOGETHER = "all parts"  # the only phase when all are loaded
+ALL_PARTS = "all parts"  # the only phase when all are loaded
+# How the UNet is asked for the two branches of guidance.
+TOGETHER, SIDE_BY_SIDE, IN_TURN = BRANCHES = ("in one batch", "side by side", "in turn")
 # Fitted to Stable Diffusion 2.1, W8A8 and 16-bit; docs/performance.md has the measurements.
 _PROCESS_BYTES = 0.14e9  # the interpreter with the runtime's packages and the tokenizer
 _GRAPH = 90.0  # a compiled graph against its description in the file
@@ -24,14 +26,18 @@ _TILES = (48, 32, 24, SMALLEST)  # latent cells a side
 class Economy:
     """What is done to save memory while drawing.
 
-    `branches_apart` asks the UNet for one branch of guidance after the other. `vae_tile` decodes in
-    tiles of so many latent cells a side; None decodes the whole picture at once.
+    `branches` is one of BRANCHES; None is what is quickest. `vae_tile` decodes in tiles of so many
+    latent cells a side; None decodes the whole picture at once.
     """
 
-    branches_apart: bool = False
+    branches: str | None = None
     vae_tile: int | None = None
 
     def __post_init__(self) -> None:
+        if self.branches not in (None, *BRANCHES):
+            raise InputError(
+                f"branches is {self.branches!r}; it must be one of: {', '.join(BRANCHES)}."
+            )
         if self.vae_tile is not None and self.vae_tile < SMALLEST:
             raise InputError(
                 f"Tiles of {self.vae_tile} latent cells are too small; take {SMALLEST} or more."
@@ -39,7 +45,7 @@ class Economy:
 
     def describe(self) -> str:
         """In words, for a report."""
-        branches = "guidance branches " + ("in turn" if self.branches_apart else "in one batch")
+        branches = f"guidance branches {self.branches or 'as is quickest'}"
         if self.vae_tile is None:
             return f"{branches}, pictures decoded whole"
         return f"{branches}, pictures decoded in tiles of {self.vae_tile} x {self.vae_tile} cells"
@@ -72,8 +78,8 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
 
 
 def _choices() -> Iterator[Economy]:
-    yield from (Economy(branches_apart=apart) for apart in (False, True))
-    yield from (Economy(apart, tile) for tile in _TILES for apart in (False, True))
+    yield from (Economy(branches) for branches in (None, IN_TURN))
+    yield from (Economy(branches, tile) for tile in _TILES for branches in (None, IN_TURN))
 
 
 def expected_peaks(
@@ -103,7 +109,7 @@ def expected_peaks(
     }
     if in_turn:
         return {name: _PROCESS_BYTES + need for name, need in needs.items()}
-    return {TOGETHER: _PROCESS_BYTES + sum(needs.values())}
+    return {ALL_PARTS: _PROCESS_BYTES + sum(needs.values())}
 
 
 def report(title: str, expected: Mapping[str, float], measured: Mapping[str, int]) -> Iterator[str]:

@@ -24,7 +24,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     `load_seconds` includes the compilation of every component, and `loaded_at` is when that ended,
     in seconds since the epoch. `image_seconds` is the median time of a batch drawn alone,
-    `unet_step_seconds` the median between its steps and `parts_seconds` what each part took;
+    `unet_step_seconds` the mean between its steps and `parts_seconds` what each part took;
     `images_per_second` counts all pictures when batches overlap.
     """
     settings = Settings(**job["settings"])
@@ -50,7 +50,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     figures = {
         "load_seconds": load_seconds,
         "loaded_at": loaded_at,
-        "unet_step_seconds": statistics.median(step for one in alone for step in one.steps),
+        "unet_step_seconds": statistics.fmean(step for one in alone for step in one.steps),
         "image_seconds": statistics.median(one.seconds for one in alone),
         "parts_seconds": {
             part: statistics.median(one.parts[part] for one in alone) for part in alone[0].parts
@@ -74,12 +74,13 @@ class _Timed(NamedTuple):
 def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed:
     """Draws a batch as `Pipeline.draw` does, with a clock around each part."""
     ticks: list[float] = []
+    network = pipeline.network(settings)
     in_unet = 0.0
 
     def timed_unet(*inputs: Any) -> Any:
         nonlocal in_unet
         called = time.perf_counter()
-        noise = pipeline.unet(*inputs)
+        noise = network(*inputs)
         in_unet += time.perf_counter() - called
         return noise
 
@@ -87,7 +88,7 @@ def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed
         ticks.append(time.perf_counter())
 
     start = time.perf_counter()
-    texts = pipeline.encode_jobs(jobs, settings)
+    texts = pipeline.prompts.encode_jobs(jobs, settings)
     encoded = time.perf_counter()
     starts = [pipeline.begin(job, settings) for job in jobs]
     latents = pipeline.denoise(starts, *texts, settings, unet=timed_unet, on_step=tick)

@@ -16,7 +16,8 @@ from sdcompress.runtime.begin import Start
 from sdcompress.runtime.denoise import OnStep
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import InputError, SdcompressError
-from sdcompress.runtime.pipeline import Pipeline, Texts
+from sdcompress.runtime.pipeline import Pipeline
+from sdcompress.runtime.prompting import Texts
 from sdcompress.runtime.settings import Job, Settings
 
 OnPhase = Callable[[str], None]  # told which component begins to work
@@ -78,17 +79,17 @@ def _encoded(
 ) -> Callable[[int], Texts]:
     """The embeddings of a group, by its number: equal prompts of different groups share theirs."""
     if settings.long_prompts:  # as long as the longest of the group, so not to be shared
-        each = [pipeline.encode_jobs(group, settings) for group in groups]
+        each = [pipeline.prompts.encode_jobs(group, settings) for group in groups]
         return each.__getitem__
     used = {text for group in groups for job in group for text in (job.prompt, job.negative_prompt)}
     known = cache.load(used, settings) if cache else {}
     found = set(known)
-    pipeline.warn_of_cuts(found, settings)
+    pipeline.prompts.warn_of_cuts(found, settings)
     for group in groups:
-        pipeline.encode_jobs(group, settings, known)
+        pipeline.prompts.encode_jobs(group, settings, known)
     if cache:
         cache.save({text: one for text, one in known.items() if text not in found}, settings)
-    return lambda number: pipeline.encode_jobs(groups[number], settings, known)
+    return lambda number: pipeline.prompts.encode_jobs(groups[number], settings, known)
 
 
 def _begun(

@@ -1,8 +1,7 @@
 """From a prompt to a picture: the runtime's front door."""
 
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,19 @@ from sdcompress.runtime.components import (
     Component,
     Shapes,
     TextEncoder,
-    UnetComponent,
     VaeDecoder,
     VaeEncoder,
 )
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import Target, precision_by_default
-from sdcompress.runtime.economy import Economy
+from sdcompress.runtime.economy import SIDE_BY_SIDE, Economy
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
 from sdcompress.runtime.layout import ModelLayout, read_layout
 from sdcompress.runtime.noise import Noise, make_noise
+from sdcompress.runtime.prompting import PromptEncoder, Texts
 from sdcompress.runtime.schedulers import (
     DIFFUSERS_CLASSES,
     Plan,
@@ -46,14 +45,9 @@ from sdcompress.runtime.schedulers import (
 )
 from sdcompress.runtime.settings import Job, Settings, bundled_settings
 from sdcompress.runtime.tiling import decode_tiled
-from sdcompress.runtime.tokenizer import Pieces, PromptTokenizer
+from sdcompress.runtime.tokenizer import PromptTokenizer
 from sdcompress.runtime.trust import require_intact
-from sdcompress.runtime.weighting import Fragment, parse_weights, weighted
-
-_log = logging.getLogger(__name__)
-
-# Conditional and, with guidance, unconditional embeddings, both float32 [n, 77, d].
-Texts = tuple[Float32, Float32 | None]
+from sdcompress.runtime.unet import Unets, parts_of
 
 _MOST_NATIVE_SIZES = 2  # a picture to begin with may be this much larger than the model's own size
 
@@ -73,9 +67,9 @@ class Pipeline:
         self.economy = economy or Economy()  # may be changed between pictures
         self._layout = layout
         self._target = target
-        self._tokenizer = tokenizer
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
-        self._unet = UnetComponent("unet", layout.model_path("unet"), target)
+        self.prompts = PromptEncoder(tokenizer, self._text_encoder)
+        self._unets = Unets(layout.model_path("unet"), target)
         self._vae_decoder = VaeDecoder("vae_decoder", layout.model_path("vae_decoder"), target)
         self._vae_encoder = VaeEncoder("vae_encoder", layout.model_path("vae_encoder"), target)
 
@@ -137,8 +131,15 @@ class Pipeline:
 
     @property
     def unet(self) -> Unet:
-        """The UNet as the denoising loop sees it; wrap it and pass the wrapper to `denoise`."""
-        return self._unet
+        """The whole UNet as the denoising loop asks it; wrap it and pass that to `denoise`."""
+        return self._unets.asked(replace(self.settings, cache_interval=1), self.economy)
+
+    def network(self, settings: Settings) -> Unet:
+        """What `denoise` asks with these settings, which may leave out some of the UNet's work.
+
+        For one denoising: it may remember earlier calls.
+        """
+        return self._unets.asked(settings, self.economy)
 
     @property
     def scaling_factor(self) -> float:
@@ -149,8 +150,8 @@ class Pipeline:
         """Compile what text-to-image with these settings needs now, not when it is first used."""
         settings = settings or self.settings
         text = self.encode([""], settings)
-        for part, shapes in self._shapes(settings, batch, self.economy, text.shape[1:]):
-            part.compile_for(shapes)
+        for part, shapes, at_once in self._shapes(settings, batch, self.economy, text.shape[1:]):
+            part.compile_for(shapes, at_once)
 
     def contents(
         self, settings: Settings, batch: int, economy: Economy
@@ -159,16 +160,16 @@ class Pipeline:
 
         None where one of them cannot take the shapes.
         """
-        piece = self._tokenizer.encode([""]).ids.shape
-        text = (piece[1], self._unet.text_width)
-        parts = ((self._text_encoder, {"input_ids": piece}),
+        piece = self.prompts.tokenize([""]).shape
+        text = (piece[1], self._unets.text_width)
+        parts = ((self._text_encoder, {"input_ids": piece}, 1),
                  *self._shapes(settings, batch, economy, text))  # fmt: skip
         found = {}
-        for part, shapes in parts:
+        for part, shapes, at_once in parts:
             content = part.content(shapes)
             if content is None:
                 return None
-            found[part.name] = content
+            found[part.name] = content.times(at_once)
         return found
 
     def prompt_cache(self) -> EmbeddingCache | None:
@@ -181,11 +182,6 @@ class Pipeline:
             *(core.get_property(one, "FULL_DEVICE_NAME") for one in core.available_devices),
         ]
         return EmbeddingCache.of(self.folder, engine)
-
-    def warn_of_cuts(self, texts: Iterable[str], settings: Settings) -> None:
-        """Logs which part of the prompts has no effect, as encoding them does."""
-        for text in texts:
-            self._pieces(text, settings)
 
     def release(self, *names: str) -> None:
         """Give back the memory of the components of these names, until they are used again."""
@@ -205,30 +201,9 @@ class Pipeline:
         """Each component as the device runs it; compiles those that are not yet."""
         return {part.name: part.compiled for part in self._components()}
 
-    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Prompts -> token ids int64 [n, 77], as the text encoder gets them."""
-        return self._tokenizer.encode(texts).ids
-
     def encode(self, texts: Sequence[str], settings: Settings | None = None) -> Float32:
-        """Prompts -> embeddings float32 [n, 77, d]. What is cut off is logged as a warning.
-
-        With long prompts in `settings` the second dimension is 77 times the pieces of the longest.
-        """
-        if isinstance(texts, str) or not texts:
-            raise InputError("encode takes a list of at least one prompt.")
-        settings = settings or self.settings
-        pieces = [self._pieces(text, settings) for text in texts]
-        count = max(len(piece.ids) for piece in pieces)
-        ids = np.concatenate([self._filled(piece.ids, count) for piece in pieces])
-        embeddings = self._text_encoder(ids)
-        each = embeddings.reshape(len(texts), count, *embeddings.shape[1:])
-        scaled = [
-            np.concatenate([weighted(one[: len(piece.ids)], piece.weights), one[len(piece.ids) :]])
-            for one, piece in zip(each, pieces, strict=True)
-        ]
-        whole = np.stack(scaled).reshape(len(texts), -1, embeddings.shape[-1])
-        require_finite(whole, "text embeddings")
-        return whole
+        """Prompts -> embeddings float32 [n, 77, d], as :meth:`PromptEncoder.encode` has them."""
+        return self.prompts.encode(texts, settings or self.settings)
 
     def initial_latents(
         self, seed: int, width: int | None = None, height: int | None = None
@@ -268,17 +243,18 @@ class Pipeline:
 
         `unet` replaces the model's own; `on_step` is told of each call and may stop the run.
         """
+        settings = settings or self.settings
         start = starts if isinstance(starts, Start) else join(starts)
         return denoise(
-            start.widened(unet or self.unet),
+            start.widened(unet or self.network(settings)),
             start.plan,
             start.latents,
             conditional,
             unconditional,
-            guidance_scale=(settings or self.settings).guidance_scale,
+            guidance_scale=settings.guidance_scale,
+            guided_calls=settings.guided_calls(len(start.plan)),
             fresh_noise=start.fresh_noise,
             blend=start.blend(),
-            branches_apart=self.economy.branches_apart,
             on_step=on_step,
         )
 
@@ -297,22 +273,6 @@ class Pipeline:
             pictures.append(to_pixels(decoded))
         return np.concatenate(pictures)
 
-    def encode_jobs(
-        self, jobs: Sequence[Job], settings: Settings, known: dict[str, Float32] | None = None
-    ) -> Texts:
-        """The embeddings [n, 77, d] of a batch: conditional, and unconditional if guided.
-
-        `known` embeddings are not computed again; new ones are added to it.
-        """
-        known = {} if known is None or settings.long_prompts else known
-        prompts = [job.prompt for job in jobs]
-        negatives = [job.negative_prompt for job in jobs] if settings.guided else []
-        new = [text for text in dict.fromkeys([*negatives, *prompts]) if text not in known]
-        if new:
-            known.update(zip(new, self.encode(new, settings), strict=True))
-        conditional = np.stack([known[text] for text in prompts])
-        return conditional, np.stack([known[text] for text in negatives]) if negatives else None
-
     def denoise_jobs(
         self,
         jobs: Sequence[Job],
@@ -324,7 +284,7 @@ class Pipeline:
         """Denoise a batch from its prompts, or from their embeddings: all but decoding."""
         settings = settings or self.settings
         starts = [self.begin(job, settings) for job in jobs]
-        conditional, unconditional = texts or self.encode_jobs(jobs, settings)
+        conditional, unconditional = texts or self.prompts.encode_jobs(jobs, settings)
         return self.denoise(starts, conditional, unconditional, settings, on_step=on_step)
 
     def draw(
@@ -389,24 +349,6 @@ class Pipeline:
             )
         return self._vae_encoder(pixels, noise) * np.float32(self._layout.scaling_factor)
 
-    def _pieces(self, text: str, settings: Settings) -> Pieces:
-        fragments = parse_weights(text) if settings.prompt_weights else (Fragment(text),)
-        pieces = self._tokenizer.pieces(fragments, None if settings.long_prompts else 1)
-        if pieces.cut_off:
-            _log.warning(
-                "The prompt %r is longer than the text encoder takes; this part has no effect: %r",
-                text,
-                pieces.cut_off,
-            )
-        return pieces
-
-    def _filled(self, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """A prompt of fewer pieces than others goes on with empty ones."""
-        if len(ids) == count:
-            return ids
-        empty = self._tokenizer.encode([""]).ids
-        return np.concatenate([ids, *[empty] * (count - len(ids))])
-
     def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int, int]:
         scale = self._layout.vae_scale
         rows, columns = self._checked("height", height), self._checked("width", width)
@@ -426,17 +368,22 @@ class Pipeline:
 
     def _shapes(
         self, settings: Settings, batch: int, economy: Economy, text: tuple[int, ...]
-    ) -> tuple[tuple[Component, Shapes], ...]:
-        """What UNet and decoder are given, with embeddings of the shape `text`."""
-        branches = 2 * batch if settings.guided and not economy.branches_apart else batch
+    ) -> tuple[tuple[Component, Shapes, int], ...]:
+        """What UNet and decoder are given, and how often at once; `text` is that of embeddings."""
+        rows = 2 * batch if settings.guided else batch
+        branches = self._unets.branches(settings, economy)
+        parts = parts_of(branches, rows)
+        rows //= parts
+        at_once = parts if branches == SIDE_BY_SIDE else 1
         shape = self._latent_shape(settings.width, settings.height)
-        sample = (branches, self._layout.unet_channels, *shape[2:])
+        sample = (rows, self._layout.unet_channels, *shape[2:])
         cells = [side if economy.vae_tile is None else min(side, economy.vae_tile)
                  for side in shape[2:]]  # fmt: skip
+        asked = {"sample": sample, "encoder_hidden_states": (rows, *text)}
         return (
-            (self._unet, {"sample": sample, "encoder_hidden_states": (branches, *text)}),
-            (self._vae_decoder, {"latent_sample": (*shape[:2], *cells)}),
+            (self._unets.main(settings), asked, at_once),
+            (self._vae_decoder, {"latent_sample": (*shape[:2], *cells)}, 1),
         )
 
     def _components(self) -> tuple[Component, ...]:
-        return (self._text_encoder, self._unet, self._vae_decoder)
+        return (self._text_encoder, *self._unets.in_use, self._vae_decoder)

@@ -1,6 +1,6 @@
 """What is to be drawn, and how."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +21,11 @@ class Settings:
     `eta` is DDIM's share of fresh noise. `noise` "torch" draws the numbers that torch's CPU
     generator would. `prompt_weights` gives `(word:1.2)` its usual meaning, `long_prompts` encodes
     prompts of more than 75 tokens in pieces instead of cutting them.
+
+    These save time and cost quality: the whole UNet is asked at every `cache_interval`-th call
+    only, its layers outside the outermost `cache_depth` skip connections at the others (DeepCache,
+    arXiv:2312.00858); guidance is applied from `guidance_begin` to `guidance_end`, shares of the
+    calls (arXiv:2404.07724).
     """
 
     steps: int = 25
@@ -32,6 +37,10 @@ class Settings:
     noise: str = "numpy"
     prompt_weights: bool = False
     long_prompts: bool = False
+    cache_interval: int = 1
+    cache_depth: int = 1
+    guidance_begin: float = 0.0
+    guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -55,11 +64,29 @@ class Settings:
             raise InputError(f"eta is {self.eta}; it must be between 0 and 1.")
         if self.noise not in KINDS:
             raise InputError(f"noise is {self.noise!r}; it must be one of {', '.join(KINDS)}.")
+        self._require_shortcuts()
+
+    def _require_shortcuts(self) -> None:
+        for name, count in (("interval", self.cache_interval), ("depth", self.cache_depth)):
+            if count < 1:
+                raise InputError(f"cache_{name} is {count}; it must be at least 1.")
+        if not 0.0 <= self.guidance_begin < self.guidance_end <= 1.0:
+            raise InputError(
+                f"guidance_begin is {self.guidance_begin} and guidance_end {self.guidance_end}; "
+                "both are shares of the calls, from 0 to 1, and the end comes later."
+            )
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt takes part; at a guidance scale of 1 it would cancel out."""
         return self.guidance_scale != 1.0
+
+    def guided_calls(self, calls: int) -> range:
+        """Which of so many calls of the UNet are guided; one at least."""
+        if not self.guided:
+            return range(0)
+        begin = min(round(self.guidance_begin * calls), calls - 1)
+        return range(begin, max(round(self.guidance_end * calls), begin + 1))
 
 
 @dataclass(frozen=True)
@@ -86,19 +113,26 @@ class Job:
             raise InputError("A mask needs an image to be redrawn.")
 
 
-def bundled_settings(folder: Path) -> Settings:
+def bundled_settings(folder: Path, *, fast: bool = True) -> Settings:
     """Read the settings a bundle was evaluated with; the usual ones for a folder without manifest.
 
-    Raises BundleError when the manifest's recipe holds none that can be used.
+    Without `fast` those of its baseline. Raises BundleError when the manifest's recipe holds none
+    that can be used.
     """
     if not (folder / MANIFEST).exists():
         return Settings()
-    sampling = read_manifest(folder).recipe.get("sampling")
+    recipe = read_manifest(folder).recipe
     known = {field.name for field in fields(Settings)}
-    where = f"{folder / MANIFEST}: recipe.sampling"
-    if not isinstance(sampling, dict) or not set(sampling) <= known:
-        raise BundleError(f"{where} must hold some of {', '.join(sorted(known))} and no more.")
-    try:
-        return Settings(**{name: value for name, value in sampling.items() if value is not None})
-    except (TypeError, InputError) as fault:
-        raise BundleError(f"{where} cannot be used: {fault}") from None
+    settings = Settings()
+    # The second says what the bundle does otherwise than the baseline.
+    for section in ("sampling", "runtime") if fast else ("sampling",):
+        where = f"{folder / MANIFEST}: recipe.{section}"
+        values = recipe.get(section, {} if section == "runtime" else None)
+        if not isinstance(values, dict) or not set(values) <= known:
+            raise BundleError(f"{where} must hold some of {', '.join(sorted(known))} and no more.")
+        given = {name: value for name, value in values.items() if value is not None}
+        try:
+            settings = replace(settings, **given)
+        except (TypeError, InputError) as fault:
+            raise BundleError(f"{where} cannot be used: {fault}") from None
+    return settings

@@ -16,7 +16,8 @@ from PIL import Image
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.denoise import OnStep, Step
 from sdcompress.runtime.errors import InputError
-from sdcompress.runtime.pipeline import Pipeline, Texts
+from sdcompress.runtime.pipeline import Pipeline
+from sdcompress.runtime.prompting import Texts
 from sdcompress.runtime.settings import Job, Settings
 
 
@@ -47,7 +48,7 @@ def stream(
         return stopped.is_set() or bool(on_step and on_step(step))
 
     def encoded(group: Sequence[Job]) -> Texts:
-        return pipeline.encode_jobs(group, settings, known)
+        return pipeline.prompts.encode_jobs(group, settings, known)
 
     def denoised(group: Sequence[Job], texts: Future[Texts]) -> Float32:
         return pipeline.denoise_jobs(group, settings, texts=texts.result(), on_step=watch)
