@@ -101,6 +101,7 @@ def _timed(draw: Any, steps: int) -> float:
 
 def _ours(folder: Path, size: int) -> Any:
     from sdcompress.runtime import Job, Pipeline, Settings
+    from sdcompress.runtime.components import Component
 
     pipeline = Pipeline.load(folder, verify="never")
 
@@ -113,20 +114,15 @@ def _ours(folder: Path, size: int) -> Any:
     def outside() -> float:
         """Seconds a step of the denoising loop that are not spent in OpenVINO's inference."""
         inside = [0.0]
-        component = pipeline.unet
-        request = component._executables[0].idle[0]  # type: ignore[attr-defined]
-        plain = request._request
+        plain = Component.infer_side_by_side
 
-        class Watched:
-            def infer(self) -> None:
-                started = time.perf_counter()
-                plain.infer()
-                inside[0] += time.perf_counter() - started
+        def watched(component: Component, runs: Any) -> Any:
+            started = time.perf_counter()
+            found = plain(component, runs)
+            inside[0] += time.perf_counter() - started
+            return found
 
-            def __getattr__(self, attribute: str) -> Any:
-                return getattr(plain, attribute)
-
-        request._request = Watched()
+        setattr(Component, "infer_side_by_side", watched)  # noqa: B010  # for mypy it is a method
         text = pipeline.encode([PROMPT, ""])
         start = pipeline.begin(Job(PROMPT), _settings(LONG))
         shares = []
@@ -135,6 +131,7 @@ def _ours(folder: Path, size: int) -> Any:
             started = time.perf_counter()
             pipeline.denoise(start, text[:1], text[1:], _settings(LONG))
             shares.append(time.perf_counter() - started - inside[0])
+        setattr(Component, "infer_side_by_side", plain)  # noqa: B010
         return min(shares) / LONG
 
     return draw, outside

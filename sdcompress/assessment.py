@@ -1,7 +1,8 @@
 """Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from sdcompress.evaluate.records import ComponentSize
 from sdcompress.identity import BASELINE, COMPRESSED, hash_pipeline, key_of_files
 from sdcompress.ir import IR_NAME, ir_bytes, pipeline_bytes
 from sdcompress.judging import find_judging
-from sdcompress.line import Material, find_material, run_apart
+from sdcompress.line import Line, Material, find_material, run_apart
 from sdcompress.opening import look_ahead, opened_store, output_folder, production_line
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.progress import Progress, SilentProgress
@@ -28,6 +29,7 @@ from sdcompress.runtime import (
 from sdcompress.runtime.layout import read_layout
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import require_whole
+from sdcompress.sweep import Grid, TradeOff, measure_trade_offs
 from sdcompress.trial import LONG_STAGES, Trial
 from sdcompress.verdict import Run, reach_verdict, require_passed
 
@@ -101,8 +103,8 @@ def _how(judged: _Pipeline, recipe: Recipe | None, overrides: tuple[str, ...]) -
     """The recipe that says how to evaluate."""
     folder, made = judged.folder, judged.manifest
     if recipe is not None:
-        # How the bundle was made is not for another recipe to say.
-        making = {key: made.recipe[key] for key in _MAKING if key in made.recipe} if made else {}
+        # How the bundle was made, and draws, is not for another recipe to say.
+        making = _own(made) if made else {}
         return parse_recipe(Path(recipe.name), recipe.as_dict() | making, overrides)
     if made:
         return parse_recipe(folder / MANIFEST, made.recipe, overrides)
@@ -111,14 +113,34 @@ def _how(judged: _Pipeline, recipe: Recipe | None, overrides: tuple[str, ...]) -
     return parse_recipe(folder, usual, overrides)
 
 
-def _against_own(
-    judged: _Pipeline,
-    recipe: Recipe,
-    target: Path,
-    fresh: bool,
-    ignore_preflight: bool,
-    progress: Progress,
-) -> Run:
+def sweep(
+    bundle: Path | str,
+    grid: Grid,
+    *,
+    turns: int = 1,
+    overrides: tuple[str, ...] = (),
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> tuple[tuple[TradeOff, ...], float | None]:
+    """Measures what combinations of a bundle's shortcuts gain and cost on its evaluation prompts.
+
+    Returns them with the recipe's budget for the drop of the CLIP score. What was measured before
+    is reused while nothing it depends on has changed. Raises BundleError as `evaluate` does.
+    """
+    folder = Path(bundle).resolve()
+    judged, shown = _opened(folder), progress or SilentProgress()
+    recipe = _how(judged, None, overrides)
+    target = output_folder(recipe, folder.with_name(f"{folder.name}-sweep"))
+    with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
+        whole, folders = _with_baseline(line, trial, folder)
+        return measure_trade_offs(whole, folders, grid, turns), recipe.budgets.clip_score_drop
+
+
+@contextmanager
+def _own_trial(
+    judged: _Pipeline, recipe: Recipe, target: Path, fresh: bool, progress: Progress
+) -> Iterator[tuple[Line, Trial]]:
+    """The line that makes a bundle's baseline, and the trial of the bundle against it."""
     folder, manifest = judged.folder, judged.manifest
     if manifest is None:
         raise BundleError(
@@ -130,13 +152,35 @@ def _against_own(
     _require_same_model(material, manifest.model, folder)
     judging = find_judging(recipe, _calibrated_on(judged, progress))
     with production_line(recipe, target, material, progress, fresh=fresh) as line:
-        candidate = {COMPRESSED: _key(judged)}
-        trial = Trial(recipe, line.store, progress, line.run, judging, line.keys() | candidate)
+        keys = line.keys() | {COMPRESSED: _key(judged)}
+        yield line, Trial(recipe, line.store, progress, line.run, judging, keys)
+
+
+def _with_baseline(line: Line, trial: Trial, candidate: Path) -> tuple[Trial, dict[str, Path]]:
+    """The trial with the baseline, which is made now, and both sides' folders."""
+    folders = {BASELINE: line.converted, COMPRESSED: candidate}
+    return replace(trial, keys=line.keys() | {COMPRESSED: trial.keys[COMPRESSED]}), folders
+
+
+def _own(made: Manifest) -> dict[str, Any]:
+    """What of a bundle's recipe is its own, whoever judges it."""
+    kept = {key: made.recipe[key] for key in _MAKING if key in made.recipe}
+    return kept | {"runtime": made.recipe.get("runtime", {})}
+
+
+def _against_own(
+    judged: _Pipeline,
+    recipe: Recipe,
+    target: Path,
+    fresh: bool,
+    ignore_preflight: bool,
+    progress: Progress,
+) -> Run:
+    with _own_trial(judged, recipe, target, fresh, progress) as (line, trial):
         wanted = {"convert", *LONG_STAGES} - line.finished() - trial.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
-        folders = {BASELINE: line.converted, COMPRESSED: folder}
-        trial = replace(trial, keys=line.keys() | candidate)
-        return _judge(trial, folders, recipe, line.model_record(), target)
+        whole, folders = _with_baseline(line, trial, judged.folder)
+        return _judge(whole, folders, whole.recipe, line.model_record(), target)
 
 
 def _against_other(

@@ -32,7 +32,7 @@ def bench(
     settings = bundled_settings(bundle)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    tunings = grid(streams or default_streams(), batches or (1, 2, 4))
+    tunings = grid(streams or default_streams(), batches or (1, 2, 4), settings)
     with click.progressbar(length=len(tunings), label="measuring") as bar:
         cells = measure_grid(
             bundle,

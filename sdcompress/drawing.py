@@ -124,10 +124,10 @@ def draw(
 ) -> Iterator[Path]:
     """Draws `count` pictures of each prompt with consecutive seeds and yields each written file.
 
-    Settings that are None fall back to those the bundle was evaluated with, without `fast` to those
-    of its baseline. PNGs are encoded and
-    written beside other work. Raises InputError for a malformed size or prompt, for an output
-    folder that does not exist and for a memory limit that cannot be kept.
+    Settings that are None fall back to those the bundle was evaluated with, where `fast` is False
+    to those of its baseline. PNGs are encoded and written beside other work. Raises InputError for
+    a malformed size or prompt, for an output folder that does not exist, for a memory limit that
+    cannot be kept, and where `fast` is True and the bundle has no shortcuts.
     """
     _require_png(output)
     if size is not None:

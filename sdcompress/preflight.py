@@ -278,6 +278,7 @@ class _Work:
         changed = runtime.model_dump(include={"scheduler", "steps"}, exclude_none=True)
         calls = sampling.model_copy(update=changed).unet_calls
         whole = math.ceil(calls / runtime.cache_interval)
+        # What thinned attention saves is within what the estimate leaves open.
         work = whole + (calls - whole) * min(1.0, _OUTER_LAYERS * runtime.cache_depth)
         unguided = 1 - (runtime.guidance_end - runtime.guidance_begin)
         return work * (1 - unguided / 2 if sampling.branches == 2 else 1)

@@ -72,7 +72,7 @@ class Convert(Section):
 
 
 class Sampling(Section):
-    """How pictures are drawn, in calibration, in evaluation and by default from the bundle."""
+    """How pictures are drawn, in calibration and evaluation; from the bundle but for `runtime`."""
 
     scheduler: Scheduler = "dpmsolver++"
     steps: Annotated[int, Field(ge=2, le=1000)] = 25
@@ -97,16 +97,18 @@ class Runtime(Section):
     The quality is measured with it, and the bundle draws so by default. The whole UNet is asked at
     every `cache_interval`-th call only, its layers outside the outermost `cache_depth` skip
     connections at the others (DeepCache, arXiv:2312.00858); guidance is applied from
-    `guidance_begin` to `guidance_end`, shares of the calls (arXiv:2404.07724). null is as in
-    `sampling`.
+    `guidance_begin` to `guidance_end`, shares of the calls (arXiv:2404.07724); self-attention over
+    all latent cells reads every `attention_stride`-th row and column only (arXiv:2402.13573). null
+    is as in `sampling`.
     """
 
     scheduler: Scheduler | None = None
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    steps: Annotated[int, Field(ge=2, le=1000)] | None = None
     cache_interval: Annotated[int, Field(ge=1)] = 1
     cache_depth: Annotated[int, Field(ge=1)] = 1
     guidance_begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     guidance_end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    attention_stride: Annotated[int, Field(ge=1, le=8)] = 1
 
     @model_validator(mode="after")
     def _guidance_lasts(self) -> Self:
@@ -351,6 +353,13 @@ class Recipe(Section):
                 f"{drawn[0] or 'native'} x {drawn[1] or 'native'}: set both to the same size",
             )
         branches = self.sampling.branches
+        interval = (self.runtime.guidance_begin, self.runtime.guidance_end)
+        if self.convert.batch is not None and interval != (0.0, 1.0):
+            raise FaultyKeyError(
+                "convert.batch",
+                "with guidance in an interval the UNet is asked for one and for both branches: set "
+                "null, or leave runtime.guidance_begin and guidance_end out",
+            )
         if self.convert.batch not in (None, branches):
             raise FaultyKeyError(
                 "convert.batch",

@@ -5,7 +5,7 @@ each model and way to draw, so another candidate, or other prompts, draw only wh
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -18,11 +18,12 @@ from sdcompress.evaluate.layer_errors import measure_layers
 from sdcompress.evaluate.looking import Seen
 from sdcompress.evaluate.memory_limit import least_memory_bytes
 from sdcompress.evaluate.pairing import pair_up
-from sdcompress.evaluate.performance import measure_performance
+from sdcompress.evaluate.performance import measure_footprint, measure_performance
 from sdcompress.evaluate.pictures import Pictures, Shot, Variant, draw_pictures, picture_files
 from sdcompress.evaluate.plugins import find_plugins
 from sdcompress.evaluate.records import (
     Evaluation,
+    Footprint,
     LayerErrors,
     Look,
     MetricResult,
@@ -66,10 +67,10 @@ class Trial:
     def evaluated(self, folders: Folders, report: Path) -> Evaluation:
         """Runs what is not in the store yet and copies the pictures to `report`/samples."""
         looks = self._looks(folders)
-        count = looks[-1].samples if looks else len(self._shots)
+        count = looks[-1].samples if looks else len(self.shots)
         ways = self.ways(count)
-        pictures = {name: self._draw(way, folders) for name, way in ways.items()}
-        seen, likeness = self._score(ways, pictures)
+        pictures = {name: self.draw(way, folders) for name, way in ways.items()}
+        seen, likeness = self.score(ways, pictures)
         absent = absent_yardsticks(ways, self.recipe.evaluate.yardstick_prompts, self.recipe.device)
         quality = Quality(
             metrics=self._results(ways, seen, likeness),
@@ -97,13 +98,13 @@ class Trial:
         """Everything that is drawn of the first `count` shots: both sides, then the yardsticks."""
         few = self.recipe.evaluate.yardstick_prompts
         candidate = Settings(**self.recipe.candidate_settings)
-        return ways_to_draw(self._settings, candidate, self._shots[:count], few, self.recipe.device)
+        return ways_to_draw(self._settings, candidate, self.shots[:count], few, self.recipe.device)
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
         if len(self.keys) < 2:
             return set()
-        ways = self.ways(len(self._shots))
+        ways = self.ways(len(self.shots))
         done = {
             "draw": all(
                 self.store.holds("pictures", self._picture_key(way), picture_files(way.shots))
@@ -120,8 +121,8 @@ class Trial:
         return Settings(**self.recipe.baseline_settings)
 
     @cached_property
-    def _shots(self) -> tuple[Shot, ...]:
-        """Prompts without a negative prompt of their own get the recipe's."""
+    def shots(self) -> tuple[Shot, ...]:
+        """What is drawn. Prompts without a negative prompt of their own get the recipe's."""
         chosen = self.recipe.evaluate
         return tuple(
             Shot(replace(one, negative=one.negative or chosen.negative_prompt), chosen.seed + index)
@@ -136,11 +137,11 @@ class Trial:
         if not self.recipe.evaluate.sequential:
             return ()
         looks: list[Look] = []
-        planned = len(self._shots)
+        planned = len(self.shots)
         for count in look_counts(planned):
             both = {side: self.ways(count)[side] for side in (BASELINE, COMPRESSED)}
-            seen, likeness = self._score(
-                both, {side: self._draw(both[side], folders) for side in both}
+            seen, likeness = self.score(
+                both, {side: self.draw(both[side], folders) for side in both}
             )
             pair = seen[BASELINE], seen[COMPRESSED], likeness[COMPRESSED]
             now = [
@@ -193,7 +194,9 @@ class Trial:
         model, settings = self.keys[way.side], asdict(way.settings)
         return self._key(model=model, settings=settings, precision=way.execution_precision)
 
-    def _draw(self, way: Way, folders: Folders) -> Pictures:
+    def draw(self, way: Way, folders: Folders) -> Pictures:
+        """The pictures of one way to draw; those that are there are not drawn again."""
+
         def build(folder: Path, advance: Advance) -> None:
             variant = way.variant(folders, self.recipe.device)
             self.run(draw_pictures, variant, way.shots, folder, on_progress=advance)
@@ -203,7 +206,7 @@ class Trial:
         shelf = self.store.shelf(self.progress, "draw", "pictures", key, detail, files, build)
         return Pictures.load(shelf, way.shots)
 
-    def _score(
+    def score(
         self, ways: Mapping[str, Way], pictures: Mapping[str, Pictures]
     ) -> tuple[dict[str, Seen], dict[str, Likeness]]:
         """What is seen in each way's pictures, and how like the baseline's they are."""
@@ -335,6 +338,29 @@ class Trial:
             for name, side in ((BASELINE, measured.baseline), (COMPRESSED, measured.candidate))
         ]
         return replace(measured, baseline=found[0], candidate=found[1])
+
+    def footprint(self, way: Way, folders: Folders, turn: int, beside: Sequence[Way]) -> Footprint:
+        """Time and memory of one way to draw, in a process of its own.
+
+        It is measured anew when the ways `beside` are others, for these are compared with it.
+        """
+        variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text
+        settings, precision = asdict(way.settings), way.execution_precision
+        return self.store.record(
+            self.progress,
+            "time",
+            self._key(
+                way.side,
+                prompt=prompt,
+                settings=settings,
+                precision=precision,
+                turn=turn,
+                beside=[asdict(one.settings) for one in beside],
+            ),
+            f"{way.title}, turn {turn + 1}",
+            Footprint,
+            lambda *_: measure_footprint(variant, prompt),
+        )
 
     def _least_memory(self, way: Way, folders: Folders, side: Side) -> int:
         variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text

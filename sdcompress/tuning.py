@@ -74,11 +74,11 @@ def measure_grid(
     return cells
 
 
-def grid(streams: Sequence[int], batches: Sequence[int]) -> list[Tuning]:
-    """Every combination, with shapes fixed and not."""
+def grid(streams: Sequence[int], batches: Sequence[int], settings: Settings) -> list[Tuning]:
+    """Every combination, with shapes fixed and, where the settings allow it, not."""
     return [
         Tuning(stream, batch, static)
-        for static in (False, True)
+        for static in ([False, True] if settings.attention_stride == 1 else [True])
         for stream in streams
         for batch in sorted({1, *batches})  # one alone is what latency means
     ]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,7 @@ from sdcompress.cli import main
 from sdcompress.errors import PreflightError
 from sdcompress.memory import available_memory_bytes, left_in_groups
 from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
-from sdcompress.recipe import Recipe, load_recipe
+from sdcompress.recipe import Recipe, Runtime, load_recipe
 from sdcompress.shipped import shipped_folder
 
 # Stable Diffusion 2.1 base with 16-bit weights, 512 x 512; tests/test_architecture.py proves the
@@ -116,6 +117,19 @@ def test_a_faster_machine_is_expected_to_take_less_time(recipe: Recipe) -> None:
     fast = estimate(recipe, SD21, replace(SPEED, f32=2 * SPEED.f32, native=2 * SPEED.native))
     assert stage(fast, "calibrate").seconds < 0.55 * stage(slow, "calibrate").seconds
     assert stage(fast, "convert") == stage(slow, "convert")
+
+
+def test_shortcuts_shorten_what_the_candidate_draws(recipe: Recipe) -> None:
+    def drawing(**given: Any) -> float:
+        changed = recipe.model_copy(update={"runtime": Runtime(**given)})
+        return stage(estimate(changed, SD21, SPEED), "draw").seconds
+
+    usual = drawing()
+    half = {"steps": recipe.sampling.steps // 2, "cache_interval": 2, "guidance_end": 0.5}
+    saved = {name: usual - drawing(**{name: value}) for name, value in half.items()}
+    # Half of the calls; half of them nearly for nothing; a branch of two in half of them.
+    assert saved["steps"] > saved["cache_interval"] > saved["guidance_end"] > 0
+    assert saved["guidance_end"] == pytest.approx(saved["steps"] / 2, rel=0.1)
 
 
 def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:

@@ -38,6 +38,7 @@ def test_recipes_are_shipped() -> None:
         "unet_hybrid",
         "weights_int8",
         "sd21_base_int8",
+        "sd21_base_fast",
         "sd21_int8",
     }
 
@@ -171,3 +172,20 @@ def test_a_fault_in_an_override_is_blamed_on_it(tmp_path: Path) -> None:
     message = fault(tmp_path, VALID, "evaluat.prompts=3")
     assert "--set evaluat.prompts=3: evaluat: unknown key" in message
     assert "did you mean 'evaluate'?" in message
+
+
+def test_shortcuts_change_the_candidate_only(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, VALID + "runtime: {cache_interval: 3, steps: 12}\n"))
+    assert recipe.baseline_settings["steps"] == 25
+    assert recipe.candidate_settings == recipe.baseline_settings | {
+        "steps": 12, "cache_interval": 3, "cache_depth": 1, "guidance_begin": 0.0,
+        "guidance_end": 1.0, "attention_stride": 1,
+    }  # fmt: skip
+    assert "guidance_begin comes before" in fault(
+        tmp_path, VALID + "runtime: {guidance_begin: 0.6, guidance_end: 0.5}\n"
+    )
+
+
+def test_guidance_in_an_interval_needs_a_unet_of_any_batch(tmp_path: Path) -> None:
+    text = VALID + "convert: {batch: 2}\nruntime: {guidance_end: 0.6}\n"
+    assert "asked for one and for both branches" in fault(tmp_path, text)

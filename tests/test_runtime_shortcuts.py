@@ -1,5 +1,6 @@
 """Work that is left out: layers whose output is remembered, and guidance for some calls only."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,15 @@ import openvino as ov
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from openvino import opset13 as opset
+from toy_model import write_toy_model
 
 from sdcompress.runtime import Economy, InputError, Job, Pipeline, Settings
 from sdcompress.runtime.components import Component
-from sdcompress.runtime.economy import BRANCHES
+from sdcompress.runtime.economy import BRANCHES, expected_peaks
 from sdcompress.runtime.graph import split_gates
-from sdcompress.runtime.unet import OfferingUnet, OuterUnet
+from sdcompress.runtime.unet import OfferingUnet, OuterUnet, UnetComponent
 
 JOB = Job("a red circle above a blue square", "stars", seed=3)
 
@@ -129,7 +133,7 @@ def test_a_branch_that_comes_later_is_not_taken_from_memory(
     load(baseline, Economy(BRANCHES[0])).draw([JOB], settings)
     whole, outer = OfferingUnet, OuterUnet
     assert asked == [
-        (whole, 1), (outer, 1), (whole, 2), (whole, 2), (outer, 1), (outer, 1), (whole, 1),
+        (whole, 1), (outer, 1), (whole, 2), (outer, 2), (outer, 1), (whole, 1), (outer, 1),
         (outer, 1),
     ]  # fmt: skip
 
@@ -166,9 +170,144 @@ def test_guidance_that_ends_early_draws_what_diffusers_draws(
     assert np.abs(whole - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("interval", [1, 2])
+def test_guidance_that_ends_compiles_nothing_anew(
+    baseline: Path, batch: int, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[type] = []
+    plain = Component._compile
+
+    def counting(component: Component, *asked: Any) -> Any:
+        compiled.append(type(component))
+        return plain(component, *asked)
+
+    settings = Settings(4, 5.0, "ddim", guidance_end=0.5, cache_interval=interval)
+    alone = load(baseline).denoise_jobs([JOB], settings)
+    monkeypatch.setattr(Component, "_compile", counting)
+    pipeline = load(baseline)
+    jobs = [JOB, *(Job("a blue star", seed=seed) for seed in range(batch - 1))]
+    for _ in range(2):
+        together = pipeline.denoise_jobs(jobs, settings)
+    np.testing.assert_allclose(together[:1], alone, atol=2e-3)
+    networks = [UnetComponent] if interval == 1 else [OfferingUnet, OuterUnet]
+    assert [one for one in compiled if issubclass(one, UnetComponent)] == networks
+
+
+def test_what_was_asked_before_is_given_back_as_well(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[object]] = []
+    plain = Component._compile
+
+    def noting(component: Component, *asked: Any) -> Any:
+        executable = plain(component, *asked)
+        kept.append(weakref.ref(executable))
+        return executable
+
+    monkeypatch.setattr(Component, "_compile", noting)
+    pipeline = load(baseline)
+    texts = np.concatenate(pipeline.prompts.encode_jobs([JOB], pipeline.settings))
+    sample = np.concatenate([pipeline.initial_latents(1)] * 2)
+    networks = [pipeline.network(Settings(cache_interval=interval)) for interval in (1, 2)]
+    for network in networks:
+        network(sample, 801.0, texts)
+    pipeline.release("unet", "text_encoder")
+    assert len(kept) == 3
+    assert [one for one in kept if one() is not None] == []
+
+
+def test_a_unet_of_a_fixed_batch_takes_no_interval(tmp_path: Path) -> None:
+    pipeline = Pipeline.load(write_toy_model(tmp_path / "model", batch=2))
+    with pytest.raises(InputError, match="need a UNet that takes any batch"):
+        pipeline.draw([JOB], Settings(steps=4, guidance_end=0.5))
+    assert pipeline.draw([JOB], Settings(steps=4))
+
+
+def test_a_unet_without_such_attention_is_not_said_to_be_thinned(tmp_path: Path) -> None:
+    pipeline = Pipeline.load(write_toy_model(tmp_path / "model"))
+    with pytest.raises(InputError, match="no attention over all latent cells"):
+        pipeline.draw([JOB], Settings(steps=2, attention_stride=2))
+
+
+def test_memory_for_the_outer_layers_is_expected(baseline: Path) -> None:
+    pipeline = load(baseline)
+    ways = [Settings(width=512, height=512, cache_interval=interval) for interval in (1, 2)]
+    plain, cached = (expected_peaks(pipeline, one, 1, Economy()) for one in ways)
+    assert plain is not None
+    assert cached is not None
+    assert plain["unet"] < cached["unet"] < 2 * plain["unet"]
+    assert plain["vae_decoder"] == cached["vae_decoder"]
+
+
+def test_all_that_draws_is_compiled_beforehand(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, settings = load(baseline), Settings(4, 5.0, "ddim", cache_interval=2)
+    pipeline.compile(settings)
+    monkeypatch.setattr(Component, "_compile", None)
+    pipeline.draw([JOB], settings)
+
+
 def test_more_layers_than_there_are_cannot_be_outer_ones(baseline: Path) -> None:
     with pytest.raises(InputError, match=r"cache_depth is 99; this UNet has \d+ skip connections"):
         load(baseline).draw([JOB], Settings(steps=2, cache_interval=2, cache_depth=99))
+
+
+class Thinned:
+    """Attention of diffusers that reads every second row and column, where it is over all cells."""
+
+    def __init__(self, cells: int) -> None:
+        self._cells = cells
+        self._plain = AttnProcessor()
+
+    def __call__(
+        self, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None, **rest: Any
+    ) -> Any:
+        if encoder_hidden_states is None and hidden.shape[1] == self._cells:
+            side = int(self._cells**0.5)
+            grid = hidden.reshape(len(hidden), side, side, -1)[:, ::2, ::2]
+            encoder_hidden_states = grid.reshape(len(hidden), -1, hidden.shape[2])
+        return self._plain(attn, hidden, encoder_hidden_states, **rest)
+
+
+@pytest.mark.parametrize("branches", BRANCHES)
+@pytest.mark.parametrize("interval", [1, 2])
+def test_attention_reads_fewer_positions(
+    baseline: Path, unet: UNet2DConditionModel, branches: str, interval: int
+) -> None:
+    pipeline = load(baseline, Economy(branches))
+    texts = np.concatenate(pipeline.prompts.encode_jobs([JOB], pipeline.settings))
+    sample = np.concatenate([pipeline.initial_latents(1)] * 2)
+    settings = Settings(attention_stride=2, cache_interval=interval)
+    network = pipeline.network(settings)
+    actual = [network(sample, 801.0, texts) for _ in range(interval)]
+    given = torch.from_numpy(sample), 801.0, torch.from_numpy(texts)
+    with torch.no_grad():
+        plain = unet(*given).sample.numpy()
+        processors = unet.attn_processors
+        unet.set_attn_processor(Thinned(sample.shape[2] * sample.shape[3]))
+        expected = unet(*given).sample.numpy()
+        unet.set_attn_processor(processors)
+    # Asked the same again, the outer layers alone come to the same.
+    for one in actual:
+        np.testing.assert_allclose(one, expected, atol=2e-4)
+    assert np.abs(plain - expected).max() > 1e-3
+
+
+def test_fewer_positions_need_fixed_shapes(baseline: Path) -> None:
+    pipeline = Pipeline.load(baseline, static=False, verify="never")
+    with pytest.raises(InputError, match="leave out --dynamic"):
+        pipeline.draw([JOB], Settings(steps=2, attention_stride=2))
+
+
+def test_what_was_compiled_for_one_way_is_not_used_for_another(baseline: Path) -> None:
+    pipeline = load(baseline)
+    ways = [Settings(3), Settings(3, attention_stride=2), Settings(3, cache_interval=2)]
+    alone = [load(baseline).draw([JOB], one)[0].tobytes() for one in ways]
+    assert len(set(alone)) == 3
+    for one, expected in [*zip(ways, alone, strict=True), (ways[0], alone[0])]:
+        assert pipeline.draw([JOB], one)[0].tobytes() == expected
 
 
 @pytest.mark.parametrize("side", ["baseline", "bundle"])
@@ -194,11 +333,25 @@ def test_gates_computed_apart_give_the_same_numbers(
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
 
 
+def test_weights_that_numpy_does_not_know_stay_together() -> None:
+    values = opset.parameter([1, 4], np.float32)
+    weights = ov.op.Constant(ov.Type.bf16, ov.Shape([6, 4]), np.arange(24.0).tolist())
+    product = opset.matmul(values, opset.convert(weights, "f32"), False, True)
+    split = opset.variadic_split(product, opset.constant(1), opset.constant([3, 3]))
+    model = ov.Model([opset.multiply(split.output(0), split.output(1))], [values])
+    assert split_gates(model) == 0
+    feed = np.ones((1, 4), np.float32)
+    rows = np.arange(24.0).reshape(6, 4).sum(axis=1)
+    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(feed)[0]
+    np.testing.assert_allclose(found[0], rows[:3] * rows[3:])
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({"cache_interval": 0}, "cache_interval is 0"),
         ({"cache_depth": 0}, "cache_depth is 0"),
+        ({"attention_stride": 0}, "attention_stride is 0"),
         ({"guidance_end": 1.1}, "shares of the calls"),
         ({"guidance_begin": -0.1}, "shares of the calls"),
         ({"guidance_begin": 0.5, "guidance_end": 0.5}, "the end comes later"),

@@ -56,6 +56,7 @@ for _command in (
     making.calibrate,
     making.convert,
     making.evaluate,
+    making.sweep,
     making.compare,
     making.recipes,
     drawing.generate,

@@ -46,6 +46,9 @@ SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun",
               help="Share of the calls before guidance begins.  [default: 0]")  # fmt: skip
 @click.option("--guidance-end", type=click.FloatRange(0, 1), metavar="SHARE",
               help="Share of the calls after which guidance ends.  [default: 1]")  # fmt: skip
+@click.option("--attention-stride", type=click.IntRange(1, 8), metavar="N",
+              help="Self-attention at full resolution reads every N-th row and column only.  "
+              "[default: 1]")  # fmt: skip
 @click.option(
     "--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is drawn."
 )
@@ -79,7 +82,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: An
       sdcompress generate BUNDLE "a photo of an astronaut riding a horse on mars" \\
           --negative-prompt "low resolution, blurry" --seed 42 --count 20 --size 512x512
       sdcompress generate BUNDLE "a lighthouse" --max-memory 1.5GB --memory-report
-      sdcompress generate BUNDLE "a lighthouse" --cache-interval 3 --guidance-end 0.6
+      sdcompress generate BUNDLE "a lighthouse" --cache-interval 3 --attention-stride 2
       sdcompress generate BUNDLE "a castle at night" --image castle.jpg --strength 0.6
       sdcompress generate BUNDLE "a golden crown" --image portrait.png --mask hair.png
     """

@@ -1,6 +1,7 @@
 """Commands that make and judge: quantize, calibrate, convert, evaluate, compare, recipes."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +142,7 @@ def evaluate(
     from sdcompress.assessment import evaluate as run_evaluate
     from sdcompress.progress import TerminalProgress
 
-    given = {"evaluate.prompt_set": prompts, "evaluate.prompts": samples}
-    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    extra = _evaluated_on(prompts, samples)
     chosen = load_named(recipe, ()) if recipe else None
     progress = TerminalProgress()
     _summarize(
@@ -150,6 +150,76 @@ def evaluate(
             bundle, recipe=chosen, overrides=(*overrides, *extra), progress=progress, **options
         )
     )
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@click.option("--cache-interval", "cache_intervals", type=click.IntRange(1), multiple=True,
+              help="Ask the whole UNet at every N-th call; may be repeated.  "
+              "[default: 1, 2, 3, 5]")  # fmt: skip
+@click.option("--attention-stride", "attention_strides", type=click.IntRange(1, 8), multiple=True,
+              help="Self-attention reads every N-th row and column; may be repeated.  "
+              "[default: 1, 2]")  # fmt: skip
+@click.option("--guidance-end", "guidance_ends", multiple=True,
+              type=click.FloatRange(0, 1, min_open=True), help="Share of the calls after which "
+              "guidance ends; may be repeated.  [default: 1, 0.6]")  # fmt: skip
+@click.option("--steps", type=click.IntRange(2, 1000), multiple=True,
+              help="Denoising steps; may be repeated.  [default: the baseline's]")  # fmt: skip
+@click.option("--prompts", metavar="SET|FILE", help="Draw these instead of the bundle's.")
+@click.option("--samples", type=click.IntRange(2), help="How many pictures for each combination.")
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True,
+              help="How often each is timed; the quickest counts.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--fresh/--resume", default=False, help="Measure everything anew, or reuse.  "
+              "[default: resume]")  # fmt: skip
+def sweep(
+    bundle: Path,
+    cache_intervals: tuple[int, ...],
+    attention_strides: tuple[int, ...],
+    guidance_ends: tuple[float, ...],
+    steps: tuple[int, ...],
+    prompts: str | None,
+    samples: int | None,
+    turns: int,
+    as_json: bool,
+    fresh: bool,
+) -> None:
+    """Measure what shortcuts in drawing with BUNDLE gain and cost, and show the Pareto front.
+
+    Every combination draws the bundle's evaluation prompts, as its baseline is drawn but for the
+    shortcuts, and is compared with the float32
+    baseline and timed in a process of its own. What is worth it goes into the `runtime` section of
+    a recipe, which measures it again and has the bundle draw so.
+
+    \b
+    Examples:
+      sdcompress sweep build/unet_int8
+      sdcompress sweep build/unet_int8 --cache-interval 2 --cache-interval 4 --guidance-end 1
+    """
+    from sdcompress.assessment import sweep as run_sweep
+    from sdcompress.progress import TerminalProgress
+    from sdcompress.sweep import Grid, recommend, table
+
+    usual = Grid()
+    grid = Grid(
+        cache_intervals or usual.cache_intervals, attention_strides or usual.attention_strides,
+        guidance_ends or usual.guidance_ends, steps or usual.steps,
+    )  # fmt: skip
+    overrides = _evaluated_on(prompts, samples)
+    found, drop = run_sweep(
+        bundle, grid, turns=turns, overrides=overrides, fresh=fresh, progress=TerminalProgress()
+    )
+    if as_json:
+        best = recommend(found, drop)
+        told = {
+            "clip_score_drop": drop,
+            "recommended": best and best.shortcuts,
+            "combinations": [asdict(one) for one in found],
+        }
+        click.echo(json.dumps(told, indent=2))
+    else:
+        for line in table(found, drop):
+            click.echo(line)
 
 
 @click.command()
@@ -188,6 +258,12 @@ def recipes(name: str | None) -> None:
 
     for line in explain(name) if name else list_shipped():
         click.echo(line)
+
+
+def _evaluated_on(prompts: str | None, samples: int | None) -> tuple[str, ...]:
+    """Overrides of a recipe for other prompts."""
+    given = {"evaluate.prompt_set": prompts, "evaluate.prompts": samples}
+    return tuple(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
 
 
 def _summarize(run: "Run") -> None:

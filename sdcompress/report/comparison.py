@@ -16,6 +16,7 @@ import numpy as np
 from sdcompress.errors import InputError
 from sdcompress.evaluate.statistics import mean_interval
 from sdcompress.report.document import SCHEMA
+from sdcompress.report.markdown import shortcuts
 
 Group = Literal["clip", "pictures", "performance", "other"]
 Obstacles = Mapping[str, Mapping[Group, list[str]]]
@@ -346,6 +347,7 @@ _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
 )
 _ABOVE_METRICS = (
     _Figure("status", "{}", "none", "other", lambda r: r["status"]),
+    _Figure("shortcuts", "{}", "none", "other", lambda r: shortcuts(r) or "none"),
     _Figure("UNet method", "{}", "none", "other", lambda r: r["components"]["unet"]["method"]),
     _Figure("CLIP score", "{:.2f}", "high", "clip", _path("quality", "clip_score", "compressed")),
     _Figure(

@@ -37,6 +37,7 @@ def render_html(report: Mapping[str, Any], folder: Path) -> str:
     return render_page(
         "report.html.j2",
         report=report,
+        drawn_with=markdown.drawn_with(report),
         headline=_HEADLINES[report["status"]],
         signs=_SIGNS,
         measured=markdown.measured,

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sdcompress.recipe import Runtime
+
 _NAMES = {
     "load_seconds": ("load", "s", 2),
     "unet_step_seconds": ("UNet step", "ms", 1),
@@ -24,7 +26,8 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     recipe, model = report["recipe"], report["model"]
     parts = [
         f"# {recipe['name']}: {report['status']}",
-        f"{_sentence(recipe['description'])}Model `{model['id']}` at `{model['revision']}`.",
+        f"{_sentence(recipe['description'])}Model `{model['id']}` at `{model['revision']}`."
+        f"{drawn_with(report)}",
         *_section("Budgets", budget_rows(report)),
         *_section("Quality", quality_rows(report)),
         *_notes(report),
@@ -37,6 +40,24 @@ def write_markdown(report: Mapping[str, Any]) -> str:
         *_section("Environment", environment_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def drawn_with(report: Mapping[str, Any]) -> str:
+    """Tells with which shortcuts the compressed model was drawn; nothing if with none."""
+    found = shortcuts(report)
+    if not found:
+        return ""
+    return (
+        f" The compressed model is drawn with shortcuts: {found}. Pictures and times are so; SQNR "
+        "compares the networks without."
+    )
+
+
+def shortcuts(report: Mapping[str, Any]) -> str:
+    """What the recipe's section `runtime` changes, in words."""
+    usual = Runtime().model_dump()
+    given = report["recipe"].get("runtime", {})
+    return ", ".join(f"{key} {value}" for key, value in given.items() if value != usual.get(key))
 
 
 def _sentence(text: str) -> str:

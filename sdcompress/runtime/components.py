@@ -136,6 +136,9 @@ class Component:
         """Adapt the model as it was read; returns the shapes of inputs that it then allows."""
         return {name: model.input(name).partial_shape for name in (*self.inputs, *self.added)}
 
+    def settle(self, model: ov.Model) -> None:
+        """Adapt the model once its shapes are as fixed as they will be: not at all."""
+
     def complete(
         self, declared: Mapping[str, ov.PartialShape], shapes: Shapes
     ) -> dict[str, ov.PartialShape]:
@@ -157,12 +160,14 @@ class Component:
         float_bytes = 4 if precision_by_default(self._target) == "f32" else 2
         with opened_model(self._target, self.path) as model:
             self._require_inputs(model)
+            whole = len(model.get_ops())
             declared = self.prepare(model)
             asked = self.complete(declared, shapes)
             if not all(declared[name].compatible(shape) for name, shape in asked.items()):
                 return None
             self._reshape(model, asked, shapes)
-            content = content_of(model, float_bytes, self.path.stat().st_size)
+            graph_bytes = self.path.stat().st_size * len(model.get_ops()) // whole
+            content = content_of(model, float_bytes, graph_bytes)
         if GIVES_BACK:
             return content
         mapped = self.path.with_suffix(".bin").stat().st_size
@@ -222,6 +227,7 @@ class Component:
         self._require_inputs(model)
         declared = self.prepare(model)
         self._fix_shapes(model, declared, shapes)
+        self.settle(model)
         compiled = compile_model(replace(self._target, streams=streams), model, self.name)
         ports = {}
         for name, allowed in declared.items():

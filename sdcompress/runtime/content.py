@@ -14,6 +14,14 @@ class Content:
     largest_output_bytes: int
     graph_bytes: int
 
+    def __add__(self, other: "Content") -> "Content":
+        """What both hold when they are there at the same time."""
+        return Content(
+            self.kept_bytes + other.kept_bytes,
+            self.largest_output_bytes + other.largest_output_bytes,
+            self.graph_bytes + other.graph_bytes,
+        )
+
     def times(self, runs: int) -> "Content":
         """The same with so many runs at once, which share all but their layers' outputs."""
         return replace(self, largest_output_bytes=runs * self.largest_output_bytes)

@@ -24,7 +24,7 @@ _TILES = (48, 32, 24, SMALLEST)  # latent cells a side
 
 @dataclass(frozen=True)
 class Economy:
-    """What is done to save memory while drawing.
+    """How drawing deals with time and memory.
 
     `branches` is one of BRANCHES; None is what is quickest. `vae_tile` decodes in tiles of so many
     latent cells a side; None decodes the whole picture at once.

@@ -4,7 +4,6 @@ Reads a job as JSON on standard input and prints the figures as one JSON line. R
 runtime's packages alone, so that memory is that of the engine that ships.
 """
 
-import itertools
 import json
 import statistics
 import sys
@@ -12,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdcompress.runtime.denoise import Step
 from sdcompress.runtime.pipeline import Pipeline
 from sdcompress.runtime.residence import peak_rss_bytes
 from sdcompress.runtime.settings import Job, Settings
@@ -24,8 +22,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     `load_seconds` includes the compilation of every component, and `loaded_at` is when that ended,
     in seconds since the epoch. `image_seconds` is the median time of a batch drawn alone,
-    `unet_step_seconds` the mean between its steps and `parts_seconds` what each part took;
-    `images_per_second` counts all pictures when batches overlap.
+    `unet_step_seconds` its denoising over the calls of the UNet and `parts_seconds` what each part
+    took; `images_per_second` counts all pictures when batches overlap.
     """
     settings = Settings(**job["settings"])
     batch, lanes = job.get("batch", 1), job.get("streams", 1)
@@ -50,7 +48,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     figures = {
         "load_seconds": load_seconds,
         "loaded_at": loaded_at,
-        "unet_step_seconds": statistics.fmean(step for one in alone for step in one.steps),
+        "unet_step_seconds": statistics.median(one.step_seconds for one in alone),
         "image_seconds": statistics.median(one.seconds for one in alone),
         "parts_seconds": {
             part: statistics.median(one.parts[part] for one in alone) for part in alone[0].parts
@@ -64,34 +62,32 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Timed(NamedTuple):
-    """A batch: the whole, from step to step, and its parts, in seconds."""
+    """A batch: the whole, a step on average, and its parts, in seconds."""
 
     seconds: float
-    steps: list[float]
+    step_seconds: float
     parts: dict[str, float]
 
 
 def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed:
     """Draws a batch as `Pipeline.draw` does, with a clock around each part."""
-    ticks: list[float] = []
-    network = pipeline.network(settings)
+    calls = 0
+    network = pipeline.network(settings, len(jobs))
     in_unet = 0.0
 
     def timed_unet(*inputs: Any) -> Any:
-        nonlocal in_unet
+        nonlocal in_unet, calls
+        calls += 1
         called = time.perf_counter()
         noise = network(*inputs)
         in_unet += time.perf_counter() - called
         return noise
 
-    def tick(_: Step) -> None:
-        ticks.append(time.perf_counter())
-
     start = time.perf_counter()
     texts = pipeline.prompts.encode_jobs(jobs, settings)
     encoded = time.perf_counter()
     starts = [pipeline.begin(job, settings) for job in jobs]
-    latents = pipeline.denoise(starts, *texts, settings, unet=timed_unet, on_step=tick)
+    latents = pipeline.denoise(starts, *texts, settings, unet=timed_unet)
     denoised = time.perf_counter()
     pipeline.decode(latents)
     end = time.perf_counter()
@@ -101,7 +97,7 @@ def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed
         "vae_decoder": end - denoised,
         "other": denoised - encoded - in_unet,
     }
-    return _Timed(end - start, [b - a for a, b in itertools.pairwise(ticks)], parts)
+    return _Timed(end - start, (denoised - encoded) / calls, parts)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from openvino import opset13 as opset
 from sdcompress.runtime.errors import InputError
 
 DEEP = "deep"
+# Of constants that are cut up. Numpy knows no others of OpenVINO's, and weights of 16 bits are
+# kept so by marks on the graph, which a copy would lose.
+_PLAIN_TYPES = (ov.Type.f32, ov.Type.i8, ov.Type.u8)
 
 
 def offer_deep(model: ov.Model, depth: int) -> None:
@@ -61,6 +64,42 @@ def _is_joint(op: ov.Node) -> bool:
     return bool(rank == ov.Dimension(4) and op.get_attributes()["axis"] == 1)
 
 
+def thin_attention(model: ov.Model, stride: int) -> int:
+    """Takes keys and values of self-attention from every `stride`-th row and column of positions.
+
+    Where attention is over all cells of the latents, whose shapes must be fixed, and nowhere else:
+    neighbours are alike there, and it takes most of the time (token downsampling,
+    arXiv:2402.13573). Returns of how many layers.
+    """
+    rows, columns = (model.input("sample").shape[axis] for axis in (2, 3))
+    cells = np.arange(rows * columns).reshape(rows, columns)
+    kept = opset.constant(cells[::stride, ::stride].reshape(-1))
+    found = [op for op in model.get_ordered_ops() if _attends_over(op, cells.size)]
+    for attention in found:
+        for index in (1, 2):
+            place = _linear_input(attention.input(index))
+            chosen = opset.gather(place.get_source_output(), kept, opset.constant(1))
+            place.replace_source_output(chosen.output(0))
+    model.validate_nodes_and_infer_types()
+    return len(found)
+
+
+def _attends_over(op: ov.Node, tokens: int) -> bool:
+    if op.get_type_name() != "ScaledDotProductAttention":
+        return False
+    shapes = [op.input(index).get_partial_shape() for index in (0, 1)]
+    return all(shape.is_static and shape[2].get_length() == tokens for shape in shapes)
+
+
+def _linear_input(place: ov.Input) -> ov.Input:
+    """What the linear layer reads that an attention's input comes from."""
+    while (node := place.get_source_output().get_node()).get_input_size():
+        place = node.input(0)
+        if node.get_type_name() == "MatMul":
+            return place
+    raise InputError("attention_stride: keys or values of an attention come from no linear layer.")
+
+
 def split_gates(model: ov.Model) -> int:
     """Computes gates and values of feed-forward layers apart, and returns of how many.
 
@@ -79,19 +118,25 @@ def _split_gate(split: ov.Node) -> bool:
         return False
     attributes = product.get_attributes()
     widths = [output.partial_shape[-1] for output in split.outputs()]
-    if attributes["transpose_a"] or not attributes["transpose_b"] or widths[0] != widths[1]:
+    if attributes["transpose_a"] or not attributes["transpose_b"] or widths[0].is_dynamic:
         return False
     half = widths[0].get_length()
-    source = product.input(0).get_source_output()
-    for index, output in enumerate(split.outputs()):
+    halves = []
+    for index in (0, 1):
         rows = slice(index * half, (index + 1) * half)
         weights = _rows(product.input(1).get_source_output(), rows, 0)
-        offset = None if bias is product else _rows(bias.input(1).get_source_output(), rows, -1)
-        if weights is None or (bias is not product and offset is None):
+        if widths[index] != widths[0] or weights is None:
             return False
-        values = opset.matmul(source, weights, False, True)
+        values = opset.matmul(product.input(0).get_source_output(), weights, False, True)
         values.set_friendly_name(f"{product.get_friendly_name()}/{index}")
-        output.replace((values if offset is None else opset.add(values, offset)).output(0))
+        if bias is not product:
+            offset = _rows(bias.input(1).get_source_output(), rows, -1)
+            if offset is None:
+                return False
+            values = opset.add(values, offset)
+        halves.append(values)
+    for output, values in zip(split.outputs(), halves, strict=True):
+        output.replace(values.output(0))
     return True
 
 
@@ -117,14 +162,12 @@ def _rows(values: ov.Output, rows: slice, axis: int) -> ov.Output | None:
         made = opset.subtract(*known)
     else:
         return None
-    for name, value in node.get_rt_info().items():
-        made.get_rt_info()[name] = value
     return made.output(0)
 
 
 def _constant_rows(node: ov.Node, rows: slice, axis: int) -> ov.Output | None:
-    if node.get_element_type().bitwidth < 8:
-        return None  # several values share a byte
+    if node.get_element_type() not in _PLAIN_TYPES:
+        return None
     data = node.data
     if data.size == 1 or data.shape[axis] == 1:
         return node.output(0)

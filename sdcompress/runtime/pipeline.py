@@ -1,7 +1,7 @@
 """From a prompt to a picture: the runtime's front door."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from sdcompress.runtime.settings import Job, Settings, bundled_settings
 from sdcompress.runtime.tiling import decode_tiled
 from sdcompress.runtime.tokenizer import PromptTokenizer
 from sdcompress.runtime.trust import require_intact
-from sdcompress.runtime.unet import Unets, parts_of
+from sdcompress.runtime.unet import Asking, Unets
 
 _MOST_NATIVE_SIZES = 2  # a picture to begin with may be this much larger than the model's own size
 
@@ -132,14 +132,14 @@ class Pipeline:
     @property
     def unet(self) -> Unet:
         """The whole UNet as the denoising loop asks it; wrap it and pass that to `denoise`."""
-        return self._unets.asked(replace(self.settings, cache_interval=1), self.economy)
+        return self._unets.asked(Settings(), self.economy, 1)
 
-    def network(self, settings: Settings) -> Unet:
+    def network(self, settings: Settings, pictures: int = 1) -> Unet:
         """What `denoise` asks with these settings, which may leave out some of the UNet's work.
 
-        For one denoising: it may remember earlier calls.
+        For one denoising of so many pictures: it may remember earlier calls.
         """
-        return self._unets.asked(settings, self.economy)
+        return self._unets.asked(settings, self.economy, pictures)
 
     @property
     def scaling_factor(self) -> float:
@@ -161,15 +161,16 @@ class Pipeline:
         None where one of them cannot take the shapes.
         """
         piece = self.prompts.tokenize([""]).shape
-        text = (piece[1], self._unets.text_width)
+        text = (piece[1], self._unets.declared.text_width)
         parts = ((self._text_encoder, {"input_ids": piece}, 1),
                  *self._shapes(settings, batch, economy, text))  # fmt: skip
-        found = {}
+        found: dict[str, Content] = {}
         for part, shapes, at_once in parts:
             content = part.content(shapes)
             if content is None:
                 return None
-            found[part.name] = content.times(at_once)
+            content = content.times(at_once)
+            found[part.name] = found[part.name] + content if part.name in found else content
         return found
 
     def prompt_cache(self) -> EmbeddingCache | None:
@@ -185,9 +186,11 @@ class Pipeline:
 
     def release(self, *names: str) -> None:
         """Give back the memory of the components of these names, until they are used again."""
-        for part in (*self._components(), self._vae_encoder):
+        for part in (self._text_encoder, self._vae_decoder, self._vae_encoder):
             if part.name in names:
                 part.release()
+        if "unet" in names:
+            self._unets.release()
 
     def execution_precisions(self, *names: str) -> dict[str, str]:
         """The precision in force in the components of these names, by default in all.
@@ -246,7 +249,7 @@ class Pipeline:
         settings = settings or self.settings
         start = starts if isinstance(starts, Start) else join(starts)
         return denoise(
-            start.widened(unet or self.network(settings)),
+            start.widened(unet or self.network(settings, len(start.latents))),
             start.plan,
             start.latents,
             conditional,
@@ -372,7 +375,7 @@ class Pipeline:
         """What UNet and decoder are given, and how often at once; `text` is that of embeddings."""
         rows = 2 * batch if settings.guided else batch
         branches = self._unets.branches(settings, economy)
-        parts = parts_of(branches, rows)
+        parts = Asking(branches, batch).parts(rows)
         rows //= parts
         at_once = parts if branches == SIDE_BY_SIDE else 1
         shape = self._latent_shape(settings.width, settings.height)
@@ -381,9 +384,9 @@ class Pipeline:
                  for side in shape[2:]]  # fmt: skip
         asked = {"sample": sample, "encoder_hidden_states": (rows, *text)}
         return (
-            (self._unets.main(settings), asked, at_once),
+            *((part, part.shapes(asked), at_once) for part in self._unets.parts(settings)),
             (self._vae_decoder, {"latent_sample": (*shape[:2], *cells)}, 1),
         )
 
     def _components(self) -> tuple[Component, ...]:
-        return (self._text_encoder, *self._unets.in_use, self._vae_decoder)
+        return (self._text_encoder, self._unets.in_use[0], self._vae_decoder)

@@ -25,7 +25,8 @@ class Settings:
     These save time and cost quality: the whole UNet is asked at every `cache_interval`-th call
     only, its layers outside the outermost `cache_depth` skip connections at the others (DeepCache,
     arXiv:2312.00858); guidance is applied from `guidance_begin` to `guidance_end`, shares of the
-    calls (arXiv:2404.07724).
+    calls (arXiv:2404.07724); self-attention over all latent cells reads every `attention_stride`-th
+    row and column only (arXiv:2402.13573).
     """
 
     steps: int = 25
@@ -41,6 +42,7 @@ class Settings:
     cache_depth: int = 1
     guidance_begin: float = 0.0
     guidance_end: float = 1.0
+    attention_stride: int = 1
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -67,9 +69,9 @@ class Settings:
         self._require_shortcuts()
 
     def _require_shortcuts(self) -> None:
-        for name, count in (("interval", self.cache_interval), ("depth", self.cache_depth)):
-            if count < 1:
-                raise InputError(f"cache_{name} is {count}; it must be at least 1.")
+        for name in ("cache_interval", "cache_depth", "attention_stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0.0 <= self.guidance_begin < self.guidance_end <= 1.0:
             raise InputError(
                 f"guidance_begin is {self.guidance_begin} and guidance_end {self.guidance_end}; "

@@ -1,0 +1,162 @@
+"""What a bundle's shortcuts gain and cost: every combination drawn, judged and timed.
+
+Pictures are those of the evaluation, against the same float32 baseline, so what is found here is
+what a recipe's `runtime` section will be judged by.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from sdcompress.evaluate.comparing import changes
+from sdcompress.evaluate.records import Estimate
+from sdcompress.identity import BASELINE, COMPRESSED
+from sdcompress.report.comparison import dominates
+from sdcompress.runtime import Settings
+from sdcompress.trial import Trial
+from sdcompress.ways import Folders, Way
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values to combine; of `steps`, None is as the recipe samples."""
+
+    cache_intervals: Sequence[int] = (1, 2, 3, 5)
+    attention_strides: Sequence[int] = (1, 2)
+    guidance_ends: Sequence[float] = (1.0, 0.6)
+    steps: Sequence[int | None] = (None,)
+
+    def shortcuts(self) -> list[dict[str, int | float]]:
+        """Every combination as keys of a recipe's `runtime` section; none at all comes first."""
+        found: list[dict[str, int | float]] = [{}]
+        for interval, stride, end, steps in itertools.product(
+            self.cache_intervals, self.attention_strides, self.guidance_ends, self.steps
+        ):
+            chosen: dict[str, int | float] = {}
+            if steps is not None:
+                chosen["steps"] = steps
+            if interval > 1:
+                chosen["cache_interval"] = interval
+            if stride > 1:
+                chosen["attention_stride"] = stride
+            if end < 1.0:
+                chosen["guidance_end"] = end
+            if chosen not in found:
+                found.append(chosen)
+        return found
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """One combination: time for a picture, and how the pictures differ from the baseline's.
+
+    `clip_score` is the paired difference, `ssim` the mean over the pairs. `on_front` tells that no
+    other combination is both quicker and better by CLIP score.
+    """
+
+    shortcuts: dict[str, int | float]
+    image_seconds: float
+    clip_score: Estimate
+    ssim: float
+    samples: int
+    on_front: bool = False
+
+
+def measure_trade_offs(
+    trial: Trial, folders: Folders, grid: Grid, turns: int
+) -> tuple[TradeOff, ...]:
+    """Draws the evaluation's pictures in each way; the quickest of `turns` in turn counts."""
+    found = grid.shortcuts()
+    plain = trial.ways(len(trial.shots))[BASELINE]
+    candidate = replace(plain, side=COMPRESSED, execution_precision=None)
+    ways = {BASELINE: plain} | {
+        str(number): replace(
+            candidate,
+            title=describe(one),
+            settings=Settings(**asdict(plain.settings) | one),
+        )
+        for number, one in enumerate(found)
+    }
+    pictures = {name: trial.draw(way, folders) for name, way in ways.items()}
+    seen, likeness = trial.score(ways, pictures)
+    seconds = _seconds(trial, folders, [ways[str(number)] for number in range(len(found))], turns)
+    instruments = trial.judging.instruments
+    metrics = instruments.picture_metrics()
+    measured = []
+    for number, shortcuts in enumerate(found):
+        name = str(number)
+        told = changes(instruments, metrics, seen[BASELINE], seen[name], likeness[name])
+        by_name = {metric.name: change for metric, change in told}
+        score = by_name["clip_score"]
+        measured.append(
+            TradeOff(
+                shortcuts,
+                seconds[number],
+                score.value,
+                by_name["ssim"].value.value,
+                score.samples,
+            )
+        )
+    return tuple(replace(one, on_front=not _beaten(one, measured)) for one in measured)
+
+
+def _seconds(trial: Trial, folders: Folders, ways: Sequence[Way], turns: int) -> list[float]:
+    """What a picture takes in each way, in a process of its own; the ways take turns."""
+    taken = [
+        [trial.footprint(way, folders, turn, beside=ways).image_seconds for way in ways]
+        for turn in range(turns)
+    ]
+    return [min(column) for column in zip(*taken, strict=True)]
+
+
+def _beaten(one: TradeOff, others: Sequence[TradeOff]) -> bool:
+    return any(dominates(_place(other), _place(one)) for other in others)
+
+
+def _place(one: TradeOff) -> tuple[float, float]:
+    return one.clip_score.value, one.image_seconds
+
+
+def describe(shortcuts: dict[str, int | float]) -> str:
+    """In words, for a table."""
+    return ", ".join(f"{name} {value:g}" for name, value in shortcuts.items()) or "no shortcuts"
+
+
+def recommend(found: Sequence[TradeOff], drop: float | None) -> TradeOff | None:
+    """The quickest whose CLIP score drops by no more than `drop`, with its whole interval."""
+    if drop is None:
+        return None
+    within = [
+        one
+        for one in found
+        if one.clip_score.low is not None
+        and one.clip_score.low >= -drop
+        and one.image_seconds < found[0].image_seconds
+    ]
+    return min(within, key=lambda one: one.image_seconds, default=None)
+
+
+def table(found: Sequence[TradeOff], drop: float | None) -> Iterator[str]:
+    """Yields the lines of a table, the front marked, and what may go into a recipe."""
+    plain = found[0].image_seconds
+    yield (
+        f"{'shortcuts':<58} {'a picture':>10} {'ratio':>7} {'CLIP score':>11} "
+        f"{'95 % interval':>16} {'SSIM':>6}"
+    )
+    for one in found:
+        score = one.clip_score
+        interval = "-" if score.low is None else f"{score.low:+.2f} to {score.high:+.2f}"
+        yield (
+            f"{describe(one.shortcuts):<58} {one.image_seconds:>8.2f} s "
+            f"{'x ' + format(one.image_seconds / plain, '.2f'):>7} {score.value:>+11.2f} "
+            f"{interval:>16} {one.ssim:>6.3f}" + ("  <- front" if one.on_front else "")
+        )
+    yield f"CLIP score and SSIM are against the float32 baseline, over {found[0].samples} prompts"
+    if drop is None:
+        return
+    best = recommend(found, drop)
+    if best is None:
+        yield f"none keeps the CLIP score within {drop:g} of the baseline's with its whole interval"
+    else:
+        chosen = ", ".join(f"{name}: {value:g}" for name, value in best.shortcuts.items())
+        yield f"quickest within the budget of {drop:g}, for a recipe:  runtime: {{{chosen}}}"

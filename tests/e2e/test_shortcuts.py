@@ -1,0 +1,163 @@
+"""Shortcuts in drawing: swept over, measured with, carried by the bundle, used by default."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import quick_recipe
+from PIL import Image
+
+from sdcompress.assessment import evaluate, sweep
+from sdcompress.cli import main
+from sdcompress.errors import QualityGateFailed, QualityUndecided
+from sdcompress.evaluate.records import Estimate
+from sdcompress.sweep import Grid, TradeOff, describe, recommend, table
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
+FEW = ("evaluate.prompts=4", "evaluate.sqnr_prompts=1", "evaluate.yardstick_prompts=0",
+       "evaluate.timed_images=1")  # fmt: skip
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report/report.json").read_text(encoding="utf-8"))
+
+
+def test_the_quality_is_that_of_pictures_drawn_with_them(bundle: Path, tmp_path: Path) -> None:
+    reports: list[dict] = []
+    for name, further in (("plain", ()), ("fast", ("runtime={cache_interval: 4, steps: 5}",))):
+        output = bundle.parent / f"{tmp_path.name}-{name}"  # shares the store
+        with suppress(QualityUndecided):  # four pictures need not suffice
+            evaluate(bundle, output, overrides=(*FEW, *further))
+        reports.append(report_of(output))
+    plain, fast = reports
+    assert fast["recipe"]["runtime"]["cache_interval"] == 4
+    likeness = [{one["name"]: one["value"] for one in report["quality"]["metrics"]}["ssim"]
+                for report in reports]  # fmt: skip
+    assert likeness[1] != likeness[0]
+    for before, after in zip(plain["samples"], fast["samples"], strict=True):
+        scores = [one["scores"]["clip_score"] for one in (before, after)]
+        assert scores[0]["baseline"] == scores[1]["baseline"]
+        assert scores[0]["compressed"] != scores[1]["compressed"]
+    # The networks are compared call by call, which shortcuts do not change.
+    for name in ("unet_sqnr_db", "latents_sqnr_db"):
+        assert fast["quality"][name] == plain["quality"][name]
+    page = (output / "report/report.html").read_text(encoding="utf-8")
+    assert "drawn with shortcuts: steps 5, cache_interval 4" in page
+    assert "drawn with shortcuts" in (output / "report/report.md").read_text(encoding="utf-8")
+
+
+def test_combinations_are_swept_and_nothing_is_measured_twice(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = Grid(cache_intervals=(1, 3), attention_strides=(1,), guidance_ends=(1.0, 0.5))
+    found, drop = sweep(bundle, grid, overrides=FEW)
+    assert [one.shortcuts for one in found] == [
+        {},
+        {"guidance_end": 0.5},
+        {"cache_interval": 3},
+        {"cache_interval": 3, "guidance_end": 0.5},
+    ]
+    assert drop is None  # the shortened recipe has no such budget
+    assert all(one.samples == 4 and one.image_seconds > 0 for one in found)
+    assert len({one.ssim for one in found}) == 4
+    quickest = min(found, key=lambda one: one.image_seconds)
+    assert quickest.on_front
+    again, _ = sweep(bundle, grid, overrides=FEW)
+    assert again == found  # times as well: they were kept
+
+    arguments = ("--cache-interval", 1, "--cache-interval", 3, "--attention-stride", 1,
+                 "--guidance-end", 1, "--samples", 4)  # fmt: skip
+    done = run("sweep", bundle, *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [one["shortcuts"] for one in told["combinations"]] == [{}, {"cache_interval": 3}]
+    assert told["combinations"][1]["ssim"] == found[2].ssim
+    assert told["recommended"] is None
+    lines = run("sweep", bundle, *arguments).stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["no shortcuts", "cache_interval 3"]
+
+
+def test_a_sweep_needs_a_bundle(tmp_path: Path, baseline: Path) -> None:
+    copy = shutil.copytree(baseline, tmp_path / "copy")
+    done = run("sweep", copy)
+    assert done.exit_code == 2
+    assert "has no manifest" in done.stderr
+
+
+def trade_off(seconds: float, score: float, low: float, **shortcuts: float) -> TradeOff:
+    return TradeOff(shortcuts, seconds, Estimate(score, low, 0.5), 0.9, 64)
+
+
+def test_the_quickest_within_the_budget_is_recommended() -> None:
+    found = [
+        trade_off(10.0, 0.0, -0.1),
+        trade_off(6.0, -0.2, -0.5, cache_interval=2),
+        trade_off(4.0, -0.6, -1.2, cache_interval=3),
+    ]
+    assert recommend(found, 1.0) is found[1]
+    assert recommend(found, 2.0) is found[2]
+    assert recommend(found, 0.2) is None  # without shortcuts there is nothing to recommend
+    assert recommend(found, None) is None
+    assert list(table(found, 1.0))[-1].endswith("runtime: {cache_interval: 2}")
+    assert "none keeps the CLIP score within 0.2" in list(table(found, 0.2))[-1]
+    assert describe({}) == "no shortcuts"
+    slow = [*found[:1], trade_off(11.0, 0.1, 0.0, guidance_end=0.5)]
+    assert recommend(slow, 1.0) is None  # quicker than without shortcuts it has to be
+
+
+def test_no_combination_is_measured_twice() -> None:
+    grid = Grid(cache_intervals=(1, 2, 2), attention_strides=(1,), guidance_ends=(1.0,))
+    assert grid.shortcuts() == [{}, {"cache_interval": 2}]
+
+
+@pytest.fixture(scope="module")
+def quick_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, as if it had been evaluated with shortcuts."""
+    copy = Path(shutil.copytree(bundle, bundle.parent / tmp_path_factory.mktemp("quick").name))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["runtime"] |= {"cache_interval": 3, "guidance_end": 0.5, "steps": 4}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("4", "3", "0.5")),
+        (("--fast",), ("4", "3", "0.5")),
+        (("--no-fast",), ("8", "1", "1.0")),
+        (("--cache-interval", 2), ("4", "2", "0.5")),
+        (("--no-fast", "--guidance-end", 0.75), ("8", "1", "0.75")),
+    ],
+)
+def test_a_bundle_draws_as_it_was_evaluated(
+    quick_bundle: Path, tmp_path: Path, options: tuple[object, ...], expected: tuple[str, ...]
+) -> None:
+    file = tmp_path / "x.png"
+    done = run("generate", quick_bundle, "a red ring", "-o", file, *options)
+    assert done.exit_code == 0, done.output
+    with Image.open(file) as picture:
+        told = picture.text
+    assert (told["steps"], told["cache_interval"], told["guidance_end"]) == expected
+
+
+def test_what_was_not_evaluated_is_not_offered_as_fast(bundle: Path, tmp_path: Path) -> None:
+    done = run("generate", bundle, "a red ring", "--fast", "-o", tmp_path / "x.png")
+    assert done.exit_code == 2
+    assert "evaluated without shortcuts" in done.stderr
+    assert "--cache-interval" in done.stderr
+
+
+def test_a_bundle_is_judged_as_it_draws_whoever_says_how(quick_bundle: Path) -> None:
+    """Another recipe says what is drawn and measured, not with which shortcuts."""
+    output = quick_bundle.parent / "judged"
+    with suppress(QualityUndecided, QualityGateFailed):
+        evaluate(quick_bundle, output, recipe=quick_recipe("unet_int8", *FEW))
+    assert report_of(output)["recipe"]["runtime"]["cache_interval"] == 3
