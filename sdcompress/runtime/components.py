@@ -110,6 +110,7 @@ class Component:
     inputs: tuple[str, ...] = ()  # of the file
     added: tuple[str, ...] = ()  # inputs that `prepare` adds
     outputs: tuple[str | int, ...] = (0,)
+    copied_bytes = 0  # of weights, by `prepare`
 
     def __init__(self, name: str, path: Path, target: Target) -> None:
         self.name = name
@@ -168,6 +169,7 @@ class Component:
             self._reshape(model, asked, shapes)
             graph_bytes = self.path.stat().st_size * len(model.get_ops()) // whole
             content = content_of(model, float_bytes, graph_bytes)
+            content = replace(content, kept_bytes=content.kept_bytes + self.copied_bytes)
         if GIVES_BACK:
             return content
         mapped = self.path.with_suffix(".bin").stat().st_size

@@ -1,5 +1,7 @@
 """Changes of a UNet's graph that are made when it is read; its file stays as it is."""
 
+from math import prod
+
 import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
@@ -100,18 +102,19 @@ def _linear_input(place: ov.Input) -> ov.Input:
     raise InputError("attention_stride: keys or values of an attention come from no linear layer.")
 
 
-def split_gates(model: ov.Model) -> int:
-    """Computes gates and values of feed-forward layers apart, and returns of how many.
+def split_gates(model: ov.Model) -> list[int]:
+    """Computes gates and values of feed-forward layers apart; returns the bytes copied for each.
 
     One linear layer makes both, and is then split along its outputs, for which the CPU has no quick
     kernel. Two layers with half of the weights each give the same numbers.
     """
     splits = [op for op in model.get_ordered_ops() if op.get_type_name() == "VariadicSplit"]
-    return sum(_split_gate(split) for split in splits)
+    found = [_split_gate(split) for split in splits]
+    return [one for one in found if one]
 
 
-def _split_gate(split: ov.Node) -> bool:
-    """Replaces a split by two linear layers; False where it is of another kind."""
+def _split_gate(split: ov.Node) -> int:
+    """Replaces a split by two linear layers; 0 where it is of another kind, else bytes copied."""
     bias = _input_node(split, 0)
     product = _input_node(bias, 0) if bias.get_type_name() == "Add" else bias
     if product.get_type_name() != "MatMul" or len(split.outputs()) != 2:
@@ -119,25 +122,34 @@ def _split_gate(split: ov.Node) -> bool:
     attributes = product.get_attributes()
     widths = [output.partial_shape[-1] for output in split.outputs()]
     if attributes["transpose_a"] or not attributes["transpose_b"] or widths[0].is_dynamic:
-        return False
+        return 0
     half = widths[0].get_length()
     halves = []
     for index in (0, 1):
         rows = slice(index * half, (index + 1) * half)
         weights = _rows(product.input(1).get_source_output(), rows, 0)
         if widths[index] != widths[0] or weights is None:
-            return False
+            return 0
         values = opset.matmul(product.input(0).get_source_output(), weights, False, True)
         values.set_friendly_name(f"{product.get_friendly_name()}/{index}")
         if bias is not product:
             offset = _rows(bias.input(1).get_source_output(), rows, -1)
             if offset is None:
-                return False
+                return 0
             values = opset.add(values, offset)
         halves.append(values)
     for output, values in zip(split.outputs(), halves, strict=True):
         output.replace(values.output(0))
-    return True
+    weights_type = _stored_type(product.input(1).get_source_output().get_node())
+    shape = product.input(1).get_partial_shape().to_shape()
+    return int(prod(shape) * weights_type.size)
+
+
+def _stored_type(node: ov.Node) -> ov.Type:
+    """Of the constant that weights are made of."""
+    while node.get_input_size():
+        node = _input_node(node, 0)
+    return node.get_element_type()
 
 
 def _rows(values: ov.Output, rows: slice, axis: int) -> ov.Output | None:

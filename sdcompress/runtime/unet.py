@@ -49,7 +49,7 @@ class UnetComponent(Component):
         timestep = model.input("timestep").get_node()
         timestep.set_element_type(ov.Type.f32)
         self.change(model)
-        split_gates(model)
+        self.copied_bytes = sum(split_gates(model))
         model.validate_nodes_and_infer_types()
         declared = super().prepare(model)
         if declared[_TEXT][0].is_dynamic:
