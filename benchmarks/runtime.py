@@ -10,7 +10,6 @@ cores.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ import yaml
 
 from sdcompress.interchange import write_peer_scheduler
 from sdcompress.memory import MemoryWatch
-from sdcompress.processor import executes_bf16, processor_brand
+from sdcompress.processor import describe_machine
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 NEGATIVE = "low resolution, blurry"
@@ -239,10 +238,7 @@ _CHILDREN: dict[str, Callable[[Path, list[str]], Figures]] = {
 
 
 def _print(seen: dict[Contender, list[Figures]]) -> None:
-    print(
-        f"\n{processor_brand()}, {os.cpu_count()} cores, {'' if executes_bf16() else 'no '}BF16, "
-        f"{platform.platform()}; {len(next(iter(seen.values())))} turns\n"
-    )
+    print(f"\n{describe_machine()}; {len(next(iter(seen.values())))} turns\n")
     print("| runtime, UNet | a step | start to picture | ratio | peak RSS | ratio | anonymous |")
     print("|---|---|---|---|---|---|---|")
     first = next(iter(seen.values()))

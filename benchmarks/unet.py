@@ -6,8 +6,6 @@ of them and one of the shares of the network's parts. About five minutes on two 
 """
 
 import argparse
-import os
-import platform
 import re
 import statistics
 import tempfile
@@ -18,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdcompress.processor import executes_bf16, processor_brand
+from sdcompress.executed import quickest_profile
+from sdcompress.processor import describe_machine
 from sdcompress.runtime import Economy, Pipeline, Settings
 from sdcompress.runtime.economy import IN_TURN, SIDE_BY_SIDE, TOGETHER
 
@@ -67,10 +66,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     sample = random.standard_normal((2, 4, 64, 64), dtype=np.float32)
     text = random.standard_normal((2, 77, 1024), dtype=np.float32)
-    print(
-        f"{processor_brand()}, {os.cpu_count()} cores, {'' if executes_bf16() else 'no '}BF16, "
-        f"{platform.platform()}; {TURNS} turns\n"
-    )
+    print(f"{describe_machine()}; {TURNS} turns\n")
     _print_ways(bundle, lambda network: network(sample, 500.0, text))
     _print_cache(bundle)
     _print_shares(bundle)
@@ -122,24 +118,13 @@ def _print_cache(bundle: Path) -> None:
 def _print_shares(bundle: Path) -> None:
     pipeline = Pipeline.load(bundle, profiling=True, economy=Economy(TOGETHER), verify="never")
     pipeline.compile(Settings(width=512, height=512))
-    compiled = pipeline.compiled_models()["unet"]
-    request = compiled.create_infer_request()
-    random = np.random.default_rng(0)
-    feed = {
-        port: random.standard_normal(tuple(port.shape)).astype(port.element_type.to_dtype())
-        for port in compiled.inputs
-    }
-    runs = []
-    for _ in range(4):
-        request.infer(feed)
-        runs.append([(one.node_name, one.real_time.total_seconds()) for one in
-                     request.profiling_info])  # fmt: skip
-    quickest = min(runs[1:], key=lambda run: sum(seconds for _, seconds in run))
-    total = sum(seconds for _, seconds in quickest)
+    profile = quickest_profile(pipeline.compiled_models()["unet"])
+    layers = [(one.node_name, one.real_time.total_seconds()) for one in profile]
+    total = sum(seconds for _, seconds in layers)
     print("| part | share of a call |")
     print("|---|---|")
     for name, pattern in PARTS.items():
-        part = sum(seconds for node, seconds in quickest if re.search(pattern, node))
+        part = sum(seconds for node, seconds in layers if re.search(pattern, node))
         print(f"| {name} | {part / total:.1%} |")
 
 

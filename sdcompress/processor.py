@@ -1,5 +1,7 @@
 """What the target processor can do, as far as compression decisions need it."""
 
+import os
+import platform
 from functools import cache
 from typing import Any
 
@@ -34,6 +36,12 @@ def executes_bf16() -> bool:
 def processor_brand() -> str:
     """Returns the processor's name."""
     return str(_asked().get("brand_raw", "unknown"))
+
+
+def describe_machine() -> str:
+    """Returns what figures were measured on: processor, cores, BF16, system."""
+    bf16 = "BF16" if executes_bf16() else "no BF16"
+    return f"{processor_brand()}, {os.cpu_count()} cores, {bf16}, {platform.platform()}"
 
 
 @cache

@@ -244,9 +244,19 @@ def test_all_that_draws_is_compiled_beforehand(
     baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, settings = load(baseline), Settings(4, 5.0, "ddim", cache_interval=2)
+    compiled: list[str] = []
+    plain = Component._compile
+
+    def noting(component: Component, *asked: Any) -> Any:
+        compiled.append(type(component).__name__)
+        return plain(component, *asked)
+
+    monkeypatch.setattr(Component, "_compile", noting)
     pipeline.compile(settings)
-    monkeypatch.setattr(Component, "_compile", None)
+    beforehand = ["TextEncoder", "OfferingUnet", "OuterUnet", "VaeDecoder"]
+    assert compiled == beforehand
     pipeline.draw([JOB], settings)
+    assert compiled == beforehand
 
 
 def test_more_layers_than_there_are_cannot_be_outer_ones(baseline: Path) -> None:
