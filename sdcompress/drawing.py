@@ -141,7 +141,7 @@ def draw(
     tuning = engine.tuning(bundle)
     pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
-    resolved = replace(_bundled(bundle, fast=fast), **given)
+    resolved = replace(_bundled(pipeline, fast=fast), **given)
     if preview and len(jobs) > 1:
         raise InputError("--preview shows one picture; draw them one by one")
     if resolved.prompt_weights:
@@ -241,16 +241,18 @@ class _Memory:
             yield f"{taken / 1e9:.2f} GB were taken, more than the limit of {most / 1e9:.2f} GB"
 
 
-def _bundled(bundle: Path, *, fast: bool | None) -> Settings:
+def _bundled(pipeline: Pipeline, *, fast: bool | None) -> Settings:
     """The bundle's settings. Raises InputError when `fast` demands shortcuts that it has not."""
-    evaluated, plain = bundled_settings(bundle), bundled_settings(bundle, fast=False)
-    if fast and evaluated == plain:
+    if fast is None:
+        return pipeline.settings
+    plain = bundled_settings(pipeline.folder, fast=False)
+    if fast and pipeline.settings == plain:
         raise InputError(
-            f"{bundle} was evaluated without shortcuts, so there is nothing for --fast. Build it "
-            "with a recipe whose `runtime` section has some, or ask for them one by one, "
+            f"{pipeline.folder} was evaluated without shortcuts, so there is nothing for --fast. "
+            "Build it with a recipe whose `runtime` section has some, or ask for them one by one, "
             "unmeasured: --cache-interval, --guidance-end, fewer --steps."
         )
-    return plain if fast is False else evaluated
+    return pipeline.settings if fast else plain
 
 
 def _require_png(output: Path) -> None:

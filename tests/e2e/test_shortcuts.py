@@ -1,6 +1,7 @@
 """Shortcuts in drawing: swept over, measured with, carried by the bundle, used by default."""
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -118,9 +119,11 @@ def test_no_combination_is_measured_twice() -> None:
 
 
 @pytest.fixture(scope="module")
-def quick_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_bundle(bundle: Path) -> Path:
     """The bundle, as if it had been evaluated with shortcuts."""
-    copy = Path(shutil.copytree(bundle, bundle.parent / tmp_path_factory.mktemp("quick").name))
+    # Beside the bundle, for the sake of its store, where another test process may have a copy, too.
+    copy = bundle.parent / f"quick-{os.getpid()}"
+    shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["recipe"]["runtime"] |= {"cache_interval": 3, "guidance_end": 0.5, "steps": 4}
     (copy / "manifest.json").write_text(json.dumps(manifest))
@@ -157,7 +160,7 @@ def test_what_was_not_evaluated_is_not_offered_as_fast(bundle: Path, tmp_path: P
 
 def test_a_bundle_is_judged_as_it_draws_whoever_says_how(quick_bundle: Path) -> None:
     """Another recipe says what is drawn and measured, not with which shortcuts."""
-    output = quick_bundle.parent / "judged"
+    output = quick_bundle.with_name(f"{quick_bundle.name}-judged")
     with suppress(QualityUndecided, QualityGateFailed):
         evaluate(quick_bundle, output, recipe=quick_recipe("unet_int8", *FEW))
     assert report_of(output)["recipe"]["runtime"]["cache_interval"] == 3
