@@ -285,3 +285,6 @@ def _require_same_model(material: Material, model: Mapping[str, Any], bundle: Pa
         )
     if material.source.lora_records() != model.get("loras", []):
         raise BundleError(f"{bundle} was made with other LoRA files than are there now")
+    tiny, recorded = material.tiny_decoder, model.get("tiny_decoder") or {}
+    if (tiny and tiny.revision) != recorded.get("revision"):
+        raise BundleError(f"{bundle} was made with another tiny decoder than is there now")

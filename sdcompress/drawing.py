@@ -85,9 +85,12 @@ class Engine:
             base.static if self.static is None else self.static,
         )
 
-    def in_turn(self, tuning: Tuning, *, preview: bool) -> bool:
-        """Whether parts are given back before the next are loaded."""
-        return not (self.keep_loaded or preview or tuning.streams > 1)
+    def in_turn(self, tuning: Tuning, *, decodes_early: bool) -> bool:
+        """Whether parts are given back before the next are loaded.
+
+        `decodes_early` tells that the VAE's decoder works beside the UNet.
+        """
+        return not (self.keep_loaded or decodes_early or tuning.streams > 1)
 
     def open(self, bundle: Path, tuning: Tuning) -> Pipeline:
         """Checks the bundle and opens it."""
@@ -152,8 +155,8 @@ def draw(
         pipeline,
         resolved,
         tuning,
-        in_turn=engine.in_turn(tuning, preview=preview),
-        foreseen=begin.image is None and not resolved.long_prompts,
+        in_turn=engine.in_turn(tuning, decodes_early=preview and not pipeline.has_tiny_decoder),
+        foreseen=begin.image is None and not resolved.long_prompts and not preview,
     )
     if engine.max_memory is not None:
         memory.limit(engine.max_memory)
@@ -185,7 +188,7 @@ class _Memory:
     """How pictures are drawn as far as memory goes, and what that takes.
 
     `foreseen` says whether what is expected is known: not for sizes that pictures to begin with
-    bring along, and not for prompts of any length.
+    bring along, not for prompts of any length, and not beside previews.
     """
 
     pipeline: Pipeline
@@ -204,8 +207,8 @@ class _Memory:
             )
         if not self.foreseen:
             raise InputError(
-                "--max-memory goes without --image and --long-prompts: what those take is not "
-                "foreseen"
+                "--max-memory goes without --image, --long-prompts and --preview: what those take "
+                "is not foreseen"
             )
         self.pipeline.economy = choose_economy(
             self.pipeline, self.settings, self.tuning.batch, most
@@ -281,8 +284,8 @@ class _Watch:
         with self._lock:
             self._bar.update(1)
             if self._preview and step.done % 5 == 0 and step.done < step.calls:
-                image = Image.fromarray(pipeline.decode(step.clean)[0])
-                save_png(image, self._preview, {"preview": f"{step.done} of {step.calls}"})
+                told = {"preview": f"{step.done} of {step.calls}"}
+                save_png(pipeline.preview(step.clean), self._preview, told)
 
 
 def _save(image: Image.Image, file: Path, text: dict[str, str]) -> Path:

@@ -8,7 +8,9 @@ from pathlib import Path
 from sdcompress.errors import StorageError
 
 IR_NAME = "openvino_model.xml"
-SHARED = ("model_index.json", "scheduler", "tokenizer")  # what compression leaves alone
+TINY_DECODER = "tiny_decoder"
+# What compression leaves alone; not every pipeline has a tiny decoder.
+SHARED = ("model_index.json", "scheduler", "tokenizer", TINY_DECODER)
 PARTS = (*SHARED, "text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 

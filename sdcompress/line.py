@@ -36,6 +36,7 @@ from sdcompress.recipe import COMPONENTS, ActivationQuantization, Calibrate, Rec
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
+from sdcompress.tiny_decoder import TinyDecoder, locate_tiny_decoder
 
 # Starting a process takes longer than compressing a model of less than this, and it fits anywhere.
 SMALL_MODEL_BYTES = 200_000_000
@@ -57,6 +58,7 @@ class Material:
 
     source: Source
     calibration_prompts: tuple[Prompt, ...]
+    tiny_decoder: TinyDecoder | None = None
 
 
 def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True) -> Material:
@@ -81,7 +83,8 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
     )
     for scheduler in recipe.schedulers:
         require_scheduler(source.folder, scheduler)
-    return Material(source, prompts)
+    tiny = recipe.convert.tiny_decoder
+    return Material(source, prompts, locate_tiny_decoder(tiny, source) if tiny else None)
 
 
 def _record(
@@ -130,7 +133,8 @@ class Line:
             model=self.source.revision,
             variant=self.source.variant,
             loras=[(one.sha256, one.scale) for one in self.source.loras],
-            options=self.recipe.convert.model_dump(),
+            tiny_decoder=self.material.tiny_decoder and self.material.tiny_decoder.revision,
+            options=self.recipe.convert.model_dump(exclude={"tiny_decoder"}),
             tools={name: version(name) for name in _CONVERT_TOOLS},
         )
 
@@ -139,7 +143,8 @@ class Line:
         """The uncompressed IR folder: the baseline."""
 
         def build(folder: Path, advance: Advance) -> None:
-            self.run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
+            parts = self.source, self.material.tiny_decoder
+            self.run(convert, *parts, self.recipe.convert, folder, on_progress=advance)
             keep_hashes(folder)
 
         return self.store.stage(
@@ -163,13 +168,14 @@ class Line:
 
     def model_record(self) -> dict[str, Any]:
         """The model's identity for report and manifest."""
-        source = self.source
+        source, tiny = self.source, self.material.tiny_decoder
         return {
             "id": source.id,
             "revision": source.revision,
             "variant": source.variant,
             "notice": source.notice,
             "loras": source.lora_records(),
+            "tiny_decoder": tiny and tiny.record(),
         }
 
     @cached_property

@@ -57,9 +57,12 @@ class Convert(Section):
 
     `weights: stored` keeps the checkpoint's type in the file, which loses nothing; `fp32` writes
     32-bit weights whatever the checkpoint holds. Execution of the baseline is float32 either way.
+    `tiny_decoder` is `demo`, a folder or a hub id of diffusers' AutoencoderTiny, to be converted as
+    well: for previews, and for `runtime.decoder: tiny`.
     """
 
     weights: Literal["stored", "fp32"] = "stored"
+    tiny_decoder: Annotated[str, Field(min_length=1)] | None = None
     batch: Literal[1, 2] | None = None
     height: PixelSize | None = None
     width: PixelSize | None = None
@@ -98,8 +101,8 @@ class Runtime(Section):
     every `cache_interval`-th call only, its layers outside the outermost `cache_depth` skip
     connections at the others (DeepCache, arXiv:2312.00858); guidance is applied from
     `guidance_begin` to `guidance_end`, shares of the calls (arXiv:2404.07724); self-attention over
-    all latent cells reads every `attention_stride`-th row and column only (arXiv:2402.13573). null
-    is as in `sampling`.
+    all latent cells reads every `attention_stride`-th row and column only (arXiv:2402.13573); the
+    `decoder` is the VAE's or the tiny one. null is as in `sampling`.
     """
 
     scheduler: Scheduler | None = None
@@ -109,6 +112,7 @@ class Runtime(Section):
     guidance_begin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     guidance_end: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     attention_stride: Annotated[int, Field(ge=1, le=8)] = 1
+    decoder: Literal["vae", "tiny"] = "vae"
 
     @model_validator(mode="after")
     def _guidance_lasts(self) -> Self:
@@ -359,6 +363,11 @@ class Recipe(Section):
                 "convert.batch",
                 "with guidance in an interval the UNet is asked for one and for both branches: set "
                 "null, or leave runtime.guidance_begin and guidance_end out",
+            )
+        if self.runtime.decoder == "tiny" and self.convert.tiny_decoder is None:
+            raise FaultyKeyError(
+                "runtime.decoder",
+                "there is no tiny decoder: set convert.tiny_decoder to one, or decoder to vae",
             )
         if self.convert.batch not in (None, branches):
             raise FaultyKeyError(

@@ -29,7 +29,7 @@ _ORIGINAL = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
 }
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 # These ids left the hub in November 2025; the copies are the community's.
 RELOCATED = {
@@ -148,7 +148,7 @@ def _find(model: str, revision: str | None, variant: str | None, config: str | N
                 f"{model} is a single file; `variant` chooses among those of a folder"
             )
         return _from_file(str(path), path.resolve(), revision, config)
-    if _HUB_ID.match(model):
+    if HUB_ID.match(model):
         return _from_hub(model, revision, variant)
     raise SourceError(
         f"model '{model}' is neither '{DEMO}', an existing folder or file, nor a hub id like "
@@ -169,18 +169,18 @@ def _from_file(name: str, file: Path, revision: str | None, config: str | None) 
         )
     folder = Path(config).expanduser().resolve()
     if not folder.is_dir():
-        if not _HUB_ID.match(config):
+        if not HUB_ID.match(config):
             raise SourceError(f"config '{config}' is neither an existing folder nor a hub id")
         target, _ = _relocated(config, revision)
-        folder = _download(target, revision, _metadata_patterns())
+        folder = download(target, revision, _metadata_patterns())
     files = tuple(_settings_files(folder))
-    digest = _digest(folder, files)
+    digest = digest_of(folder, files)
     digest.update(sha256_of(file).encode())
     return Source(name, f"sha256:{digest.hexdigest()}", folder, files, None, checkpoint=file)
 
 
 def _check_original(file: Path) -> None:
-    names = _tensor_names(file)
+    names = tensor_names(file)
     missing = [
         prefix for prefix in _ORIGINAL.values() if not any(one.startswith(prefix) for one in names)
     ]
@@ -197,17 +197,18 @@ def _find_lora(name: str, scale: float) -> Lora:
         raise SourceError(f"LoRA {name}: no such file")
     if file.suffix != ".safetensors":
         raise SourceError(f"LoRA {name}: only .safetensors are accepted: pickles run code")
-    if any("dora_scale" in one for one in _tensor_names(file)):
+    if any("dora_scale" in one for one in tensor_names(file)):
         raise SourceError(f"LoRA {name}: is a DoRA, which diffusers cannot fuse faithfully")
     return Lora(file, scale, sha256_of(file))
 
 
 def _from_folder(name: str, folder: Path, variant: str | None) -> Source:
     files = tuple(_required_files(folder, variant))
-    return Source(name, f"sha256:{_digest(folder, files).hexdigest()}", folder, files, variant)
+    return Source(name, f"sha256:{digest_of(folder, files).hexdigest()}", folder, files, variant)
 
 
-def _digest(folder: Path, files: Iterable[str]) -> "hashlib._Hash":
+def digest_of(folder: Path, files: Iterable[str]) -> "hashlib._Hash":
+    """Hashes files and their names."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file}\0{sha256_of(folder / file)}\n".encode())
@@ -216,7 +217,7 @@ def _digest(folder: Path, files: Iterable[str]) -> "hashlib._Hash":
 
 def _from_hub(model: str, revision: str | None, variant: str | None) -> Source:
     target, notice = _relocated(model, revision)
-    folder = _download(target, revision, [*_metadata_patterns(), *_weight_patterns(variant)])
+    folder = download(target, revision, [*_metadata_patterns(), *_weight_patterns(variant)])
     try:
         files = tuple(_required_files(folder, variant))
     except SourceError as fault:
@@ -235,7 +236,8 @@ def _relocated(model: str, revision: str | None) -> tuple[str, str | None]:
     return copy, f"{model} is no longer on the hub; using its copy {copy}"
 
 
-def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
+def download(model: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a hub id's files; it is named by their commit. Raises SourceError."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -343,7 +345,7 @@ def _weight_files(folder: Path, part: str, variant: str | None) -> list[str]:
     if not weights:
         raise SourceError(_no_weights(folder, part, variant))
     for name in weights:
-        _tensor_names(folder / name)
+        tensor_names(folder / name)
     return found
 
 
@@ -364,7 +366,8 @@ def _no_weights(folder: Path, part: str, variant: str | None) -> str:
     return f"{folder / part}: {wanted} is missing; the folder is not complete"
 
 
-def _tensor_names(file: Path) -> list[str]:
+def tensor_names(file: Path) -> list[str]:
+    """Raises SourceError for a file that is not readable, or empty."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -5,7 +5,7 @@ what a recipe's `runtime` section will be judged by.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from sdcompress.evaluate.comparing import changes
@@ -16,6 +16,8 @@ from sdcompress.runtime import Settings
 from sdcompress.trial import Trial
 from sdcompress.ways import Folders, Way
 
+Shortcuts = dict[str, int | float | str]  # keys of a recipe's `runtime` section
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -25,14 +27,19 @@ class Grid:
     attention_strides: Sequence[int] = (1, 2)
     guidance_ends: Sequence[float] = (1.0, 0.6)
     steps: Sequence[int | None] = (None,)
+    decoders: Sequence[str] = ("vae",)
 
-    def shortcuts(self) -> list[dict[str, int | float]]:
+    def shortcuts(self) -> list[Shortcuts]:
         """Every combination as keys of a recipe's `runtime` section; none at all comes first."""
-        found: list[dict[str, int | float]] = [{}]
-        for interval, stride, end, steps in itertools.product(
-            self.cache_intervals, self.attention_strides, self.guidance_ends, self.steps
+        found: list[Shortcuts] = [{}]
+        for interval, stride, end, steps, decoder in itertools.product(
+            self.cache_intervals,
+            self.attention_strides,
+            self.guidance_ends,
+            self.steps,
+            self.decoders,
         ):
-            chosen: dict[str, int | float] = {}
+            chosen: Shortcuts = {}
             if steps is not None:
                 chosen["steps"] = steps
             if interval > 1:
@@ -41,6 +48,8 @@ class Grid:
                 chosen["attention_stride"] = stride
             if end < 1.0:
                 chosen["guidance_end"] = end
+            if decoder != "vae":
+                chosen["decoder"] = decoder
             if chosen not in found:
                 found.append(chosen)
         return found
@@ -54,7 +63,7 @@ class TradeOff:
     other combination is both quicker and better by CLIP score.
     """
 
-    shortcuts: dict[str, int | float]
+    shortcuts: Shortcuts
     image_seconds: float
     clip_score: Estimate
     ssim: float
@@ -117,9 +126,9 @@ def _place(one: TradeOff) -> tuple[float, float]:
     return one.clip_score.value, one.image_seconds
 
 
-def describe(shortcuts: dict[str, int | float]) -> str:
+def describe(shortcuts: Mapping[str, object]) -> str:
     """In words, for a table."""
-    return ", ".join(f"{name} {value:g}" for name, value in shortcuts.items()) or "no shortcuts"
+    return ", ".join(f"{name} {value}" for name, value in shortcuts.items()) or "no shortcuts"
 
 
 def recommend(found: Sequence[TradeOff], drop: float | None) -> TradeOff | None:
@@ -158,5 +167,5 @@ def table(found: Sequence[TradeOff], drop: float | None) -> Iterator[str]:
     if best is None:
         yield f"none keeps the CLIP score within {drop:g} of the baseline's with its whole interval"
     else:
-        chosen = ", ".join(f"{name}: {value:g}" for name, value in best.shortcuts.items())
+        chosen = ", ".join(f"{name}: {value}" for name, value in best.shortcuts.items())
         yield f"quickest within the budget of {drop:g}, for a recipe:  runtime: {{{chosen}}}"

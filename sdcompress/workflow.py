@@ -27,6 +27,7 @@ from sdcompress.preflight import STAGES
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import Convert, Recipe
 from sdcompress.source import locate
+from sdcompress.tiny_decoder import locate_tiny_decoder
 from sdcompress.trial import Trial
 from sdcompress.verdict import Run, quality_summary, reach_verdict, require_passed
 
@@ -110,7 +111,8 @@ def convert(
 ) -> Path:
     """Writes a model's FP IR to the folder `output`, which must be new or empty.
 
-    `options` are those of the recipe's `convert` section: weights, batch, height and width.
+    `options` are those of the recipe's `convert` section: weights, tiny_decoder, batch, height and
+    width.
     """
     try:
         chosen = Convert.model_validate(options)
@@ -122,13 +124,13 @@ def convert(
         raise InputError(f"{target} is not empty; choose a new folder")
     shown = progress or SilentProgress()
     source = locate(model, revision, variant, shown, config=config, loras=loras)
+    tiny = locate_tiny_decoder(chosen.tiny_decoder, source) if chosen.tiny_decoder else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
         with shown.stage("convert", f"{source.id} to OpenVINO IR") as advance:
-            run_apart(
-                source.weight_bytes, convert_model, source, chosen, finished, on_progress=advance
-            )
+            parts = source, tiny, chosen, finished
+            run_apart(source.weight_bytes, convert_model, *parts, on_progress=advance)
         gc.collect()  # unmaps IR files, which Windows cannot move while they are open
         publish(finished, target)
     return target

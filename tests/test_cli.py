@@ -296,6 +296,7 @@ def test_a_picture_that_cannot_be_decoded_leaves_the_others_their_names(
         (("--max-memory", "2GB", "--keep-loaded"), "parts in turn"),
         (("--max-memory", "2"), "2GB, 1500MB or 1.5GiB"),
         (("--max-memory", "2GB", "--image", PICTURE), "goes without --image"),
+        (("--max-memory", "2GB", "--preview"), "and --preview: what those take"),
         (("--size", "100x100"), "multiple of 8"),
         (("--size", "²x²"), "expected WIDTHxHEIGHT"),
         (("--size", "8000000x8000000"), "at most 4096"),

@@ -44,6 +44,9 @@ def expected(pipeline: Pipeline, economy: Economy, **further: Any) -> dict[str, 
 def test_everything_that_saves_memory_is_expected_to(pipeline: Pipeline) -> None:
     plain = expected(pipeline, Economy())
     assert list(plain) == ["text_encoder", "unet", "vae_decoder"]
+    apart = expected(pipeline, Economy(ahead=False))
+    assert apart["text_encoder"] < plain["text_encoder"]
+    assert apart["unet"] == plain["unet"]
     assert expected(pipeline, Economy(branches=IN_TURN))["unet"] < plain["unet"]
     tiled = [expected(pipeline, Economy(vae_tile=tile))["vae_decoder"] for tile in (16, 32, 48)]
     assert tiled == sorted(tiled)
@@ -60,7 +63,7 @@ def test_the_size_counts_also_where_models_are_compiled_for_all(pipeline: Pipeli
 
 
 def test_the_quickest_way_below_the_limit_is_chosen(pipeline: Pipeline) -> None:
-    choices = (Economy(), Economy(branches=IN_TURN, vae_tile=16))
+    choices = (Economy(), Economy(branches=IN_TURN, vae_tile=16, ahead=False))
     quick, thrifty = (max(expected(pipeline, one).values()) for one in choices)
     assert choose_economy(pipeline, LARGE, 1, int(quick) + 1) == Economy()
     chosen = choose_economy(pipeline, LARGE, 1, int(quick) - 1)
@@ -93,7 +96,8 @@ def test_a_report_shows_every_phase() -> None:
     economy = Economy(vae_tile=24)
     lines = [*report(economy.describe(), {"unet": 2e9}, {"vae_encoder": 1_500_000_000})]
     assert lines[0] == (
-        "memory: guidance branches as is quickest, pictures decoded in tiles of 24 x 24 cells"
+        "memory: UNet compiled beside the text encoder, guidance branches as is quickest, "
+        "pictures decoded in tiles of 24 x 24 cells"
     )
     assert [line.split() for line in lines[2:]] == [
         ["unet", "2.00", "GB", "-"],
@@ -129,7 +133,7 @@ print(json.dumps([expected, peaks.peaks]))
     ("economy", "in_turn", "batch"),
     [
         (Economy(), True, 1),
-        (Economy(branches=IN_TURN, vae_tile=16), True, 1),
+        (Economy(branches=IN_TURN, vae_tile=16, ahead=False), True, 1),
         (Economy(), True, 4),
         (Economy(), False, 1),
     ],
@@ -146,4 +150,7 @@ def test_a_picture_takes_what_was_expected(
     phases = {"text_encoder", "unet", "vae_decoder"} if in_turn else {ALL_PARTS}
     assert set(told) == set(measured) == phases
     for phase, size in told.items():
-        assert size == pytest.approx(measured[phase], rel=0.25), phase
+        least = 0.75
+        if phase == "text_encoder" and economy.ahead:
+            least = 0.0  # how far compiling comes meanwhile is not known
+        assert least * size <= measured[phase] <= size / 0.75, phase

@@ -1,6 +1,7 @@
 """Parts used in turn draw the same pictures, give their memory back, and lose nothing."""
 
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from toy_model import write_toy_model
 
 from sdcompress.runtime import (
+    BundleError,
     CancelledError,
     Economy,
     EmbeddingCache,
@@ -89,17 +91,47 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     return lambda: [name for name, model in compiled if model() is not None]
 
 
-def test_a_part_is_gone_before_the_next_works(folder: Path, alive: Callable[[], list[str]]) -> None:
-    pipeline = load(folder)
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_part_is_gone_before_the_next_works(
+    folder: Path, alive: Callable[[], list[str]], ahead: bool
+) -> None:
+    pipeline = load(folder, Economy(ahead=ahead))
     seen: dict[str, list[str]] = {}
     for _ in draw_in_phases(
         pipeline, JOBS, QUICK, on_phase=lambda phase: seen.update({phase: alive()})
     ):
         assert alive() == ["vae_decoder"]
-    assert seen == {"text_encoder": [], "unet": [], "vae_decoder": []}
+    assert seen == {"text_encoder": [], "unet": ["unet"] * ahead, "vae_decoder": []}
     assert alive() == []
     pipeline.draw(JOBS[:1], QUICK)  # what was given back is compiled again
     assert sorted(alive()) == ["text_encoder", "unet", "vae_decoder"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [QUICK, Settings(steps=3, guidance_scale=1.0), Settings(steps=4, guidance_end=0.5),
+     Settings(steps=2, width=64, height=32)],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_compiled_beside_the_text_encoder_is_what_is_used(
+    folder: Path, alive: Callable[[], list[str]], settings: Settings, batch: int
+) -> None:
+    before_use: list[str] = []
+    drawn = draw_in_phases(
+        load(folder), JOBS[:2], settings, batch=batch,
+        on_phase=lambda phase: phase == "unet" and before_use.extend(alive()),
+        on_step=lambda _: alive() != before_use,
+    )  # fmt: skip
+    assert len(list(drawn)) == 2  # no step saw another model
+    assert before_use == ["unet"]
+
+
+def test_a_unet_that_cannot_be_compiled_is_told(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    pipeline = load(copy)
+    (copy / "unet/openvino_model.xml").write_text("<net")
+    with pytest.raises(BundleError, match=r"unet.openvino_model.xml is not a readable"):
+        list(draw_in_phases(pipeline, JOBS, QUICK))
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, NotFiniteError("broken"), RuntimeError("x")])
@@ -142,12 +174,12 @@ def test_one_picture_that_cannot_be_decoded_costs_no_other(
     pipeline, decoded = load(folder), 0
     plain = pipeline.decode
 
-    def breaking(latents: np.ndarray) -> Any:
+    def breaking(latents: np.ndarray, settings: Settings) -> Any:
         nonlocal decoded
         decoded += 1
         if decoded == 2:
             raise NotFiniteError("the second")
-        return plain(latents)
+        return plain(latents, settings)
 
     monkeypatch.setattr(pipeline, "decode", breaking)
     finished = []

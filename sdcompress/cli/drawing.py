@@ -49,9 +49,11 @@ SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun",
 @click.option("--attention-stride", type=click.IntRange(1, 8), metavar="N",
               help="Self-attention at full resolution reads every N-th row and column only.  "
               "[default: 1]")  # fmt: skip
-@click.option(
-    "--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is drawn."
-)
+@click.option("--decoder", type=click.Choice(["vae", "tiny"]),
+              help="What makes the picture: the VAE's decoder, or the distilled one of a bundle "
+              "that has it: quicker, not as exact.  [default: vae]")  # fmt: skip
+@click.option("--preview", is_flag=True, help="Write OUTPUT.preview.png every 5 calls while it is "
+              "drawn, with the tiny decoder if there is one.")  # fmt: skip
 @engine_options
 @click.option("--max-memory", type=MemorySize(), metavar="SIZE",
               help="Draw in a way that should stay below this, for example 2GB.")  # fmt: skip

@@ -78,6 +78,8 @@ def calibrate(recipe: "Recipe", **options: Any) -> None:
 @click.option("--config", help="Settings for a single-file MODEL: a diffusers folder or hub id.")
 @click.option("--lora", "loras", type=(str, float), multiple=True, metavar="FILE SCALE",
               help="Fuse a LoRA file, scaled; may be repeated.")  # fmt: skip
+@click.option("--tiny-decoder", metavar="demo|FOLDER|ID",
+              help="Convert this AutoencoderTiny as well, for previews.")  # fmt: skip
 def convert(model: str, output: Path, **options: Any) -> None:
     """Convert MODEL to OpenVINO IR in the new folder OUTPUT; weights are not rounded.
 
@@ -165,6 +167,8 @@ def evaluate(
               "guidance ends; may be repeated.  [default: 1, 0.6]")  # fmt: skip
 @click.option("--steps", type=click.IntRange(2, 1000), multiple=True,
               help="Denoising steps; may be repeated.  [default: the baseline's]")  # fmt: skip
+@click.option("--decoder", "decoders", type=click.Choice(["vae", "tiny"]), multiple=True,
+              help="May be repeated.  [default: vae]")  # fmt: skip
 @click.option("--prompts", metavar="SET|FILE", help="Draw these instead of the bundle's.")
 @click.option("--samples", type=click.IntRange(2), help="How many pictures for each combination.")
 @click.option("--turns", type=click.IntRange(1), default=1, show_default=True,
@@ -178,6 +182,7 @@ def sweep(
     attention_strides: tuple[int, ...],
     guidance_ends: tuple[float, ...],
     steps: tuple[int, ...],
+    decoders: tuple[str, ...],
     prompts: str | None,
     samples: int | None,
     turns: int,
@@ -203,7 +208,7 @@ def sweep(
     usual = Grid()
     grid = Grid(
         cache_intervals or usual.cache_intervals, attention_strides or usual.attention_strides,
-        guidance_ends or usual.guidance_ends, steps or usual.steps,
+        guidance_ends or usual.guidance_ends, steps or usual.steps, decoders or usual.decoders,
     )  # fmt: skip
     overrides = _evaluated_on(prompts, samples)
     found, drop = run_sweep(

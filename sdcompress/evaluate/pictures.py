@@ -91,4 +91,5 @@ def draw_pictures(
         done += 1
         on_picture(done, len(shots))
     with written_whole(folder / _PRECISIONS) as stream:
-        stream.write(json.dumps(pipeline.execution_precisions()).encode())
+        found = pipeline.execution_precisions(settings=variant.settings)
+        stream.write(json.dumps(found).encode())

@@ -26,6 +26,7 @@ from sdcompress.runtime.device import (
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.mapping import GIVES_BACK, give_back_freed
 from sdcompress.runtime.noise import Noise
+from sdcompress.runtime.upsampling import convolve_before_doubling
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -313,6 +314,11 @@ class VaeDecoder(Component):
 
     inputs = ("latent_sample",)
     outputs = ("sample",)
+
+    def prepare(self, model: ov.Model) -> dict[str, ov.PartialShape]:
+        if self._target.device == "CPU":  # others were not measured
+            self.copied_bytes = sum(convolve_before_doubling(model))
+        return super().prepare(model)
 
     def __call__(self, latents: Float32) -> Float32:
         return self.infer({"latent_sample": latents})

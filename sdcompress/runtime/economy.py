@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdcompress.runtime.content import Content
 from sdcompress.runtime.errors import InputError
 from sdcompress.runtime.settings import Settings
 from sdcompress.runtime.tiling import SMALLEST
@@ -18,7 +19,7 @@ TOGETHER, SIDE_BY_SIDE, IN_TURN = BRANCHES = ("in one batch", "side by side", "i
 _PROCESS_BYTES = 0.14e9  # the interpreter with the runtime's packages and the tokenizer
 _GRAPH = 90.0  # a compiled graph against its description in the file
 # Outputs of layers that are held at the same time, against the largest.
-_WORKING = {"text_encoder": 0.0, "unet": 2.6, "vae_decoder": 3.1}
+_WORKING = {"text_encoder": 0.0, "unet": 2.6, "vae_decoder": 3.1, "tiny_decoder": 3.7}
 _TILES = (48, 32, 24, SMALLEST)  # latent cells a side
 
 
@@ -27,11 +28,13 @@ class Economy:
     """How drawing deals with time and memory.
 
     `branches` is one of BRANCHES; None is what is quickest. `vae_tile` decodes in tiles of so many
-    latent cells a side; None decodes the whole picture at once.
+    latent cells a side; None decodes the whole picture at once. `ahead` compiles the UNet while
+    prompts are encoded, where parts are used in turn.
     """
 
     branches: str | None = None
     vae_tile: int | None = None
+    ahead: bool = True
 
     def __post_init__(self) -> None:
         if self.branches not in (None, *BRANCHES):
@@ -45,10 +48,13 @@ class Economy:
 
     def describe(self) -> str:
         """In words, for a report."""
-        branches = f"guidance branches {self.branches or 'as is quickest'}"
-        if self.vae_tile is None:
-            return f"{branches}, pictures decoded whole"
-        return f"{branches}, pictures decoded in tiles of {self.vae_tile} x {self.vae_tile} cells"
+        tile = self.vae_tile
+        told = (
+            "UNet compiled beside the text encoder" if self.ahead else "",
+            f"guidance branches {self.branches or 'as is quickest'}",
+            f"pictures decoded in tiles of {tile} x {tile} cells" if tile else "decoded whole",
+        )
+        return ", ".join(one for one in told if one)
 
 
 def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: int) -> Economy:
@@ -78,8 +84,9 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
 
 
 def _choices() -> Iterator[Economy]:
-    yield from (Economy(branches) for branches in (None, IN_TURN))
-    yield from (Economy(branches, tile) for tile in _TILES for branches in (None, IN_TURN))
+    yield Economy()
+    for tile in (None, *_TILES):
+        yield from (Economy(branches, tile, ahead=False) for branches in (None, IN_TURN))
 
 
 def expected_peaks(
@@ -102,14 +109,19 @@ def expected_peaks(
     if contents is None:
         return None
     needs = {
-        name: one.kept_bytes
-        + _GRAPH * one.graph_bytes
-        + streams * _WORKING[name] * one.largest_output_bytes
+        name: _held(one) + streams * _WORKING[name] * one.largest_output_bytes
         for name, one in contents.items()
     }
     if in_turn:
+        if economy.ahead:  # at most: compiling may not be done by then
+            needs["text_encoder"] += _held(contents["unet"])
         return {name: _PROCESS_BYTES + need for name, need in needs.items()}
     return {ALL_PARTS: _PROCESS_BYTES + sum(needs.values())}
+
+
+def _held(content: Content) -> float:
+    """Bytes of what is compiled, before it works."""
+    return content.kept_bytes + _GRAPH * content.graph_bytes
 
 
 def report(title: str, expected: Mapping[str, float], measured: Mapping[str, int]) -> Iterator[str]:

@@ -89,7 +89,7 @@ def _time_one(pipeline: Pipeline, jobs: list[Job], settings: Settings) -> _Timed
     starts = [pipeline.begin(job, settings) for job in jobs]
     latents = pipeline.denoise(starts, *texts, settings, unet=timed_unet)
     denoised = time.perf_counter()
-    pipeline.decode(latents)
+    pipeline.decode(latents, settings)
     end = time.perf_counter()
     parts = {
         "text_encoder": encoded - start,

@@ -34,6 +34,11 @@ class ModelLayout:
         return self.model_path("vae_encoder").is_file()
 
     @property
+    def has_tiny_decoder(self) -> bool:
+        """Whether there is a distilled decoder beside the VAE's."""
+        return self.model_path("tiny_decoder").is_file()
+
+    @property
     def scheduler_path(self) -> Path:
         return self.folder / "scheduler" / "scheduler_config.json"
 

@@ -6,6 +6,8 @@ whatever the number of pictures, and what waits between the parts is small: embe
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -46,29 +48,46 @@ def draw_in_phases(
     settings = settings or pipeline.settings
     batch = min(batch, len(jobs)) or 1
     groups = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
+    decoder = pipeline.decoder(settings).name
     try:
         on_phase("text_encoder")
-        texts = _encoded(pipeline, groups, settings, cache)
-        pipeline.release("text_encoder")
+        with _compiled_ahead(pipeline, jobs, settings, batch):
+            texts = _encoded(pipeline, groups, settings, cache)
+            pipeline.release("text_encoder")
         starts = _begun(pipeline, groups, settings, on_phase)
         on_phase("unet")
         latents, fault = _denoised(pipeline, starts, texts, settings, on_step)
         del starts, texts
-        pipeline.release("unet")
+        pipeline.release("unet", "tiny_decoder")  # which previews may have used
         if fault and latents:
             _log.warning("Stopped; the pictures that are denoised are decoded first.")
-        on_phase("vae_decoder")
+        on_phase(decoder)
         for job, one in zip(jobs, latents, strict=False):
             try:
-                picture = pipeline.decode(one[None])[0]
+                picture = pipeline.decode(one[None], settings)[0]
             except SdcompressError as broken:
                 fault = fault or broken
                 continue
             yield job, Image.fromarray(picture)
     finally:
-        pipeline.release("text_encoder", "vae_encoder", "unet", "vae_decoder")
+        pipeline.release("text_encoder", "vae_encoder", "unet", decoder)
     if fault:
         raise fault
+
+
+@contextmanager
+def _compiled_ahead(
+    pipeline: Pipeline, jobs: Sequence[Job], settings: Settings, batch: int
+) -> Iterator[None]:
+    """Compiles the UNet beside the block, where it is known what it will be asked for."""
+    known = not settings.long_prompts and all(job.image is None for job in jobs)
+    if not (pipeline.economy.ahead and known):
+        yield
+        return
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(pipeline.compile_unet, settings, batch)
+        yield
+        compiling.result()
 
 
 def _encoded(

@@ -1,7 +1,7 @@
 """From a prompt to a picture: the runtime's front door."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from sdcompress.runtime.schedulers import (
     read_scheduler_config,
     require_scheduler,
 )
-from sdcompress.runtime.settings import Job, Settings, bundled_settings
+from sdcompress.runtime.settings import DECODERS, Job, Settings, bundled_settings
 from sdcompress.runtime.tiling import decode_tiled
 from sdcompress.runtime.tokenizer import PromptTokenizer
 from sdcompress.runtime.trust import require_intact
@@ -70,7 +70,11 @@ class Pipeline:
         self._text_encoder = TextEncoder("text_encoder", layout.model_path("text_encoder"), target)
         self.prompts = PromptEncoder(tokenizer, self._text_encoder)
         self._unets = Unets(layout.model_path("unet"), target)
-        self._vae_decoder = VaeDecoder("vae_decoder", layout.model_path("vae_decoder"), target)
+        # Decoders by what `Settings.decoder` calls them.
+        self._decoders = {
+            kind: VaeDecoder(name, layout.model_path(name), target)
+            for kind, name in zip(DECODERS, ("vae_decoder", "tiny_decoder"), strict=True)
+        }
         self._vae_encoder = VaeEncoder("vae_encoder", layout.model_path("vae_encoder"), target)
 
     @classmethod
@@ -142,6 +146,11 @@ class Pipeline:
         return self._unets.asked(settings, self.economy, pictures)
 
     @property
+    def has_tiny_decoder(self) -> bool:
+        """Whether pictures can be decoded with `Settings.decoder` "tiny"."""
+        return self._layout.has_tiny_decoder
+
+    @property
     def scaling_factor(self) -> float:
         """Clean latents divided by this are what the VAE decoder takes."""
         return self._layout.scaling_factor
@@ -152,6 +161,13 @@ class Pipeline:
         text = self.encode([""], settings)
         for part, shapes, at_once in self._shapes(settings, batch, self.economy, text.shape[1:]):
             part.compile_for(shapes, at_once)
+
+    def compile_unet(self, settings: Settings, batch: int = 1) -> None:
+        """Compile now what denoising from noise with prompts of the usual length needs."""
+        text = (self.prompts.tokenize([""]).shape[1], self._unets.declared.text_width)
+        for part, shapes, at_once in self._shapes(settings, batch, self.economy, text):
+            if part is not self.decoder(settings):
+                part.compile_for(shapes, at_once)
 
     def contents(
         self, settings: Settings, batch: int, economy: Economy
@@ -186,23 +202,23 @@ class Pipeline:
 
     def release(self, *names: str) -> None:
         """Give back the memory of the components of these names, until they are used again."""
-        for part in (self._text_encoder, self._vae_decoder, self._vae_encoder):
+        for part in (self._text_encoder, *self._decoders.values(), self._vae_encoder):
             if part.name in names:
                 part.release()
         if "unet" in names:
             self._unets.release()
 
-    def execution_precisions(self, *names: str) -> dict[str, str]:
+    def execution_precisions(self, *names: str, settings: Settings | None = None) -> dict[str, str]:
         """The precision in force in the components of these names, by default in all.
 
         Compiles those that are not yet.
         """
-        parts = [part for part in self._components() if not names or part.name in names]
+        parts = [part for part in self._components(settings) if not names or part.name in names]
         return {part.name: part.execution_precision for part in parts}
 
     def compiled_models(self) -> dict[str, ov.CompiledModel]:
         """Each component as the device runs it; compiles those that are not yet."""
-        return {part.name: part.compiled for part in self._components()}
+        return {part.name: part.compiled for part in self._components(None)}
 
     def encode(self, texts: Sequence[str], settings: Settings | None = None) -> Float32:
         """Prompts -> embeddings float32 [n, 77, d], as :meth:`PromptEncoder.encode` has them."""
@@ -223,6 +239,7 @@ class Pipeline:
     def begin(self, job: Job, settings: Settings | None = None) -> Start:
         """What the denoising of one picture starts with; pictures of a batch are joined later."""
         settings = settings or self.settings
+        self.decoder(settings)  # a missing one is told before any work
         noise = make_noise(settings.noise, job.seed)
         if job.image is None:
             if self._layout.unet_channels != self._layout.latent_channels:
@@ -261,17 +278,27 @@ class Pipeline:
             on_step=on_step,
         )
 
-    def decode(self, latents: Float32) -> NDArray[np.uint8]:
+    def decoder(self, settings: Settings) -> VaeDecoder:
+        """The part that makes pictures. Raises BundleError for a tiny one that is not there."""
+        if settings.decoder == "tiny" and not self.has_tiny_decoder:
+            raise BundleError(
+                f"{self.folder} has no tiny_decoder. Build it with one (convert.tiny_decoder in "
+                "the recipe), or draw with the VAE's decoder."
+            )
+        return self._decoders[settings.decoder]
+
+    def decode(self, latents: Float32, settings: Settings | None = None) -> NDArray[np.uint8]:
         """Clean latents [n, 4, h/8, w/8] -> pictures uint8 [n, h, w, 3]."""
+        settings = settings or self.settings
+        decoder = self.decoder(settings)
+        if settings.decoder == "vae":  # the tiny one takes them as the UNet has them
+            latents = latents / self._layout.scaling_factor
         pictures = []
         # One at a time: the decoder's activations are the largest of the whole pipeline.
         for index in range(len(latents)):
-            one = latents[index : index + 1] / self._layout.scaling_factor
+            one = latents[index : index + 1]
             tile, scale = self.economy.vae_tile, self._layout.vae_scale
-            if tile is None:
-                decoded = self._vae_decoder(one)
-            else:
-                decoded = decode_tiled(self._vae_decoder, one, tile, scale)
+            decoded = decoder(one) if tile is None else decode_tiled(decoder, one, tile, scale)
             require_finite(decoded, f"pixels of decoded picture {index + 1}")
             pictures.append(to_pixels(decoded))
         return np.concatenate(pictures)
@@ -299,7 +326,12 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Draw a batch of pictures, by default with the pipeline's own settings."""
         latents = self.denoise_jobs(jobs, settings, on_step=on_step)
-        return [Image.fromarray(picture) for picture in self.decode(latents)]
+        return [Image.fromarray(picture) for picture in self.decode(latents, settings)]
+
+    def preview(self, latents: Float32) -> Image.Image:
+        """The first picture that latents show on the way, by the quickest decoder there is."""
+        quick = replace(self.settings, decoder="tiny" if self.has_tiny_decoder else "vae")
+        return Image.fromarray(self.decode(latents[:1], quick)[0])
 
     def generate(
         self,
@@ -385,8 +417,9 @@ class Pipeline:
         asked = {"sample": sample, "encoder_hidden_states": (rows, *text)}
         return (
             *((part, part.shapes(asked), at_once) for part in self._unets.parts(settings)),
-            (self._vae_decoder, {"latent_sample": (*shape[:2], *cells)}, 1),
+            (self.decoder(settings), {"latent_sample": (*shape[:2], *cells)}, 1),
         )
 
-    def _components(self) -> tuple[Component, ...]:
-        return (self._text_encoder, self._unets.in_use[0], self._vae_decoder)
+    def _components(self, settings: Settings | None) -> tuple[Component, ...]:
+        decoder = self.decoder(settings or self.settings)
+        return (self._text_encoder, self._unets.in_use[0], decoder)

@@ -13,6 +13,8 @@ from sdcompress.runtime.manifest import read_manifest
 from sdcompress.runtime.noise import KINDS
 from sdcompress.runtime.schedulers import SCHEDULERS
 
+DECODERS = ("vae", "tiny")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,7 +28,8 @@ class Settings:
     only, its layers outside the outermost `cache_depth` skip connections at the others (DeepCache,
     arXiv:2312.00858); guidance is applied from `guidance_begin` to `guidance_end`, shares of the
     calls (arXiv:2404.07724); self-attention over all latent cells reads every `attention_stride`-th
-    row and column only (arXiv:2402.13573).
+    row and column only (arXiv:2402.13573). `decoder` "tiny" makes the picture with the bundle's
+    distilled decoder instead of the VAE's.
     """
 
     steps: int = 25
@@ -43,6 +46,7 @@ class Settings:
     guidance_begin: float = 0.0
     guidance_end: float = 1.0
     attention_stride: int = 1
+    decoder: str = "vae"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -66,6 +70,10 @@ class Settings:
             raise InputError(f"eta is {self.eta}; it must be between 0 and 1.")
         if self.noise not in KINDS:
             raise InputError(f"noise is {self.noise!r}; it must be one of {', '.join(KINDS)}.")
+        if self.decoder not in DECODERS:
+            raise InputError(
+                f"decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}."
+            )
         self._require_shortcuts()
 
     def _require_shortcuts(self) -> None:

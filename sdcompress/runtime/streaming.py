@@ -54,7 +54,7 @@ def stream(
         return pipeline.denoise_jobs(group, settings, texts=texts.result(), on_step=watch)
 
     def decoded(latents: Future[Float32], count: int) -> NDArray[np.uint8]:
-        return pipeline.decode(latents.result()[:count])
+        return pipeline.decode(latents.result()[:count], settings)
 
     waiting: deque[tuple[Sequence[Job], Future[NDArray[np.uint8]]]] = deque()
     encoding, denoising, decoding = (ThreadPoolExecutor(workers) for workers in (1, lanes, 1))
