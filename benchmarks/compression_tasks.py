@@ -102,25 +102,25 @@ def _quiet(done: int, total: int) -> None:
 
 
 def _int8_weights(work: Path) -> None:
-    from sdcompress.recipe import Int8Weights
+    from sdcompress.methods import Int8Weights
 
     _compress(work, "int8_weights", Int8Weights(method="int8_weights", convolutions=True))
 
 
 def _int8_linear(work: Path) -> None:
-    from sdcompress.recipe import Int8Weights
+    from sdcompress.methods import Int8Weights
 
     _compress(work, "int8_linear", Int8Weights(method="int8_weights"))
 
 
 def _int8(work: Path) -> None:
-    from sdcompress.recipe import Int8
+    from sdcompress.methods import Int8
 
     _compress(work, "int8", Int8(method="int8"), "ranges")
 
 
 def _int8_f32(work: Path) -> None:
-    from sdcompress.recipe import Int8
+    from sdcompress.methods import Int8
 
     _compress(work, "int8_f32", Int8(method="int8"), "ranges_f32", "f32")
 
@@ -135,7 +135,7 @@ def _int8_again(work: Path) -> None:
 
 
 def _hybrid(work: Path) -> None:
-    from sdcompress.recipe import Hybrid
+    from sdcompress.methods import Hybrid
 
     _compress(work, "hybrid", Hybrid(method="hybrid"), "ranges_hybrid")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SEED = 0
@@ -54,9 +54,8 @@ def write(out: Path, variant: str, dtype: torch.dtype) -> None:
     out.mkdir(parents=True)
     size = {"base": 64, "v": 96}[variant]
     torch.set_default_dtype(dtype)
-    for offset, (name, build) in enumerate(
-        {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder}.items()
-    ):
+    parts = {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder, "tiny_decoder": _tiny}
+    for offset, (name, build) in enumerate(parts.items()):
         torch.manual_seed(SEED + offset)
         component = build(size)
         component.save_pretrained(out / name)
@@ -117,6 +116,12 @@ def _vae(size: int) -> Any:
         latent_channels=4,
         sample_size=size * 8,
     )
+
+
+def _tiny(size: int) -> Any:
+    """As TAESD has it, which pipelines do not list among their parts."""
+    del size
+    return AutoencoderTiny()
 
 
 def _text_encoder(size: int) -> Any:

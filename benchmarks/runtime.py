@@ -55,6 +55,7 @@ CONTENDERS = (
     Contender("sdcompress, W8A8, branches in one batch", "ours", "bundle",
               ("branches=in one batch",)),
     Contender("sdcompress, W8A8, branches in turn", "ours", "bundle", ("branches=in turn",)),
+    Contender("sdcompress, W8A8, UNet not compiled ahead", "ours", "bundle", ("ahead=false",)),
     Contender("sdcompress, W8A8, tiles of 32", "ours", "bundle", ("vae_tile=32",)),
     Contender("sdcompress, W8A8, guided 60 %", "ours", "bundle", ("guidance_end=0.6",)),
     Contender("sdcompress, W8A8, attention thinned", "ours", "bundle", ("attention_stride=2",)),
@@ -66,6 +67,10 @@ CONTENDERS = (
     Contender("sdcompress, W8A8 with VAE", "ours", "fast"),
     Contender("sdcompress, W8A8 with VAE, cache of 3, attention thinned", "ours", "fast",
               ("cache_interval=3", "attention_stride=2")),
+    Contender("sdcompress, as `sd21_base_fast` draws", "ours", "fast",
+              ("cache_interval=3", "guidance_end=0.6", "attention_stride=2")),
+    Contender("sdcompress, the same with a tiny decoder", "ours", "fast",
+              ("cache_interval=3", "guidance_end=0.6", "attention_stride=2", "decoder=tiny")),
 )  # fmt: skip
 
 
@@ -74,7 +79,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path,
                         default=Path("build/benchmarks/sd21_run/sd21_base_int8"))  # fmt: skip
     parser.add_argument("--wide", type=Path, help="the bundle's model in 16-bit OpenVINO IR")
-    parser.add_argument("--fast", type=Path, help="a bundle whose VAE decoder is W8A8 as well")
+    parser.add_argument(
+        "--fast", type=Path, help="a bundle whose VAE decoder is W8A8 as well, with a tiny decoder"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", action="append", help="a contender, or all that contain this")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -169,10 +176,11 @@ def _ours(folder: Path, options: list[str]) -> Figures:
     def tick(_: object) -> None:
         ticks.append(time.time())
 
-    given = (one.partition("=") for one in options)
-    told: dict[str, Any] = {name: yaml.safe_load(value) for name, _, value in given}
+    pairs = (one.partition("=") for one in options)
+    told: dict[str, Any] = {name: yaml.safe_load(value) for name, _, value in pairs}
     draw = stream if told.pop("keep_loaded", False) else draw_in_phases
-    economy = Economy(told.pop("branches", None), told.pop("vae_tile", None))
+    given = {name: told.pop(name) for name in ("branches", "vae_tile", "ahead") if name in told}
+    economy = Economy(**given)
     pipeline = Pipeline.load(folder, verify="never", economy=economy)
     settings = Settings(STEPS, GUIDANCE, "dpmsolver++", SIZE, SIZE, **told)
     jobs = [Job(PROMPT, NEGATIVE, SEED)]

@@ -15,11 +15,12 @@ from sdcompress.identity import BASELINE, COMPRESSED, hash_pipeline, key_of_file
 from sdcompress.ir import IR_NAME, ir_bytes, pipeline_bytes
 from sdcompress.judging import find_judging
 from sdcompress.line import Line, Material, find_material, run_apart
+from sdcompress.methods import COMPONENTS
 from sdcompress.opening import look_ahead, opened_store, output_folder, production_line
 from sdcompress.precision import count_by_precision, layers_of
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import COMPONENTS, Recipe, parse_recipe
+from sdcompress.recipe import Recipe, parse_recipe
 from sdcompress.runtime import (
     Manifest,
     read_manifest,

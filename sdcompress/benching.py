@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sdcompress.runtime.settings import bundled_settings
+from sdcompress.starting import describe, measure_start
 from sdcompress.tuning import (
     default_streams,
     grid,
@@ -24,15 +25,16 @@ def bench(
     steps: int | None,
     streams: Sequence[int],
     batches: Sequence[int],
+    threads: Sequence[int],
     images: int,
     device: str,
     precision: str | None,
 ) -> Iterator[str]:
-    """Measures, yields the table line by line, and remembers the recommendation."""
+    """Measures, yields lines to read, and remembers the recommendation."""
     settings = bundled_settings(bundle)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    tunings = grid(streams or default_streams(), batches or (1, 2, 4), settings)
+    tunings = grid(streams or default_streams(), batches or (1, 2, 4), settings, threads or (None,))
     with click.progressbar(length=len(tunings), label="measuring") as bar:
         cells = measure_grid(
             bundle,
@@ -45,5 +47,6 @@ def bench(
             on_cell=lambda *_: bar.update(1),
         )
     yield from table(cells)
+    yield describe(measure_start(bundle, prompt, settings.steps, device, precision))
     remember(bundle, device, precision, recommend(cells))
     yield f"remembered for: sdcompress generate {bundle} PROMPT --mode latency|throughput"

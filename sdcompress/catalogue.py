@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from sdcompress.errors import RecipeError
-from sdcompress.recipe import COMPONENTS, METHODS, Recipe, load_recipe
+from sdcompress.methods import COMPONENTS, METHODS
+from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.shipped import shipped_folder
 
 

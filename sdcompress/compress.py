@@ -22,9 +22,7 @@ from openvino import opset13 as opset
 from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
-from sdcompress.precision import count_by_precision, layers_of, weight_constant
-from sdcompress.quiet import quiet_libraries
-from sdcompress.recipe import (
+from sdcompress.methods import (
     ActivationQuantization,
     Fp16,
     Hybrid,
@@ -34,6 +32,8 @@ from sdcompress.recipe import (
     Int8Weights,
     Method,
 )
+from sdcompress.precision import count_by_precision, layers_of, weight_constant
+from sdcompress.quiet import quiet_libraries
 from sdcompress.runtime.mapping import reading
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ import openvino as ov
 from sdcompress.checkpoint import load_component, require_fusable
 from sdcompress.errors import ConversionError
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
+from sdcompress.methods import COMPONENTS
 from sdcompress.quiet import quiet_libraries
-from sdcompress.recipe import COMPONENTS, Convert
+from sdcompress.recipe import Convert
 from sdcompress.source import Source
 from sdcompress.tiny_decoder import TinyDecoder, convert_tiny_decoder
 from sdcompress.widening import widen

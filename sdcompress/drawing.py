@@ -1,7 +1,8 @@
 """Draws pictures from a bundle for the command line; needs the runtime's packages only."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -12,6 +13,7 @@ import click
 from PIL import Image
 
 from sdcompress.runtime import (
+    Economy,
     EmbeddingCache,
     InputError,
     Job,
@@ -25,6 +27,7 @@ from sdcompress.runtime import (
     save_png,
     stream,
 )
+from sdcompress.runtime.device import CACHE_BYTES
 from sdcompress.runtime.economy import ALL_PARTS, choose_economy, expected_peaks, report
 from sdcompress.runtime.residence import PhasePeaks
 from sdcompress.runtime.settings import bundled_settings
@@ -64,6 +67,7 @@ class Engine:
     precision: str | None = None
     threads: int | None = None
     cache_dir: Path | None = None
+    cache_size: int = CACHE_BYTES
     mode: str | None = None
     streams: int | None = None
     batch: int | None = None
@@ -79,11 +83,13 @@ class Engine:
         base = Tuning()
         if self.mode:
             base = recall(bundle, self.device, self.precision, self.mode)
-        return Tuning(
-            self.streams or base.streams,
-            self.batch or base.batch,
-            base.static if self.static is None else self.static,
-        )
+        given: dict[str, Any] = {
+            "streams": self.streams,
+            "batch": self.batch,
+            "static": self.static,
+            "threads": self.threads,
+        }
+        return replace(base, **{name: one for name, one in given.items() if one is not None})
 
     def in_turn(self, tuning: Tuning, *, decodes_early: bool) -> bool:
         """Whether parts are given back before the next are loaded.
@@ -101,9 +107,11 @@ class Engine:
             device=self.device,
             execution_precision=self.precision,
             cache_dir=self.cache_dir,
-            threads=self.threads,
+            cache_bytes=self.cache_size,
+            threads=tuning.threads,
             streams=tuning.streams,
             static=tuning.static,
+            economy=Economy(tuning.branches),
             # A signature vouches for hashes, and they for the files only if they are compared.
             verify="always" if self.public_key else self.verify,
         )
@@ -145,11 +153,7 @@ def draw(
     pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
     resolved = replace(_bundled(pipeline, fast=fast), **given)
-    if preview and len(jobs) > 1:
-        raise InputError("--preview shows one picture; draw them one by one")
-    if resolved.prompt_weights:
-        for one in (negative_prompt, *prompts):
-            parse_weights(one)  # a fault in the last prompt is told before the first is drawn
+    _require_drawable(jobs, resolved, preview=preview)
     tuning = replace(tuning, batch=min(tuning.batch, len(jobs)))
     memory = _Memory(
         pipeline,
@@ -160,25 +164,21 @@ def draw(
     )
     if engine.max_memory is not None:
         memory.limit(engine.max_memory)
-    # By job: a picture that cannot be decoded is missing among those drawn.
-    files = dict(zip(map(id, jobs), _numbered(output, len(jobs)), strict=True))
     plan = pipeline.plan(resolved, jobs[0].strength if begin.image else 1.0)
     calls, drawn_with = len(plan), replace(resolved, scheduler=plan.config.scheduler)
     batches = -(-len(jobs) // tuning.batch)
     shown = output.with_suffix(".preview.png") if preview else None
     watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", shown)
     watched = memory_report or engine.max_memory is not None
-    written: list[Future[Path]] = []
-    watching = memory.peaks.watching() if watched else nullcontext()
-    with watch, watching, ThreadPoolExecutor(1) as writing:
+    with watch, memory.peaks.watching() if watched else nullcontext():
         cache = pipeline.prompt_cache() if engine.cache_prompts else None
         drawn = memory.drawn(jobs, cache, lambda step: watch(step, pipeline))
-        for job, image in drawn:
-            text = _metadata(job, drawn_with, image, bundle)
-            written.append(writing.submit(_save, image, files[id(job)], text))
-            while written and written[0].done():
-                yield written.pop(0).result()
-    yield from (save.result() for save in written)
+        # By job: a picture that cannot be decoded is missing among those drawn.
+        files = dict(zip(map(id, jobs), _numbered(output, len(jobs)), strict=True))
+        yield from _written(
+            (image, files[id(job)], _metadata(job, drawn_with, image, bundle))
+            for job, image in drawn
+        )
     for line in memory.told(engine.max_memory, whole=memory_report):
         click.echo(line, err=True)
 
@@ -256,6 +256,27 @@ def _bundled(pipeline: Pipeline, *, fast: bool | None) -> Settings:
             "unmeasured: --cache-interval, --guidance-end, fewer --steps."
         )
     return pipeline.settings if fast else plain
+
+
+def _require_drawable(jobs: Sequence[Job], settings: Settings, *, preview: bool) -> None:
+    """A fault in the last prompt is told before the first is drawn."""
+    if preview and len(jobs) > 1:
+        raise InputError("--preview shows one picture; draw them one by one")
+    if settings.prompt_weights:
+        for text in {text for job in jobs for text in (job.negative_prompt, job.prompt)}:
+            parse_weights(text)
+
+
+def _written(pictures: Iterable[tuple[Image.Image, Path, dict[str, str]]]) -> Iterator[Path]:
+    """Writes pictures beside other work, with what they tell, and yields their files."""
+    waiting: deque[Future[Path]] = deque()
+    with ThreadPoolExecutor(1) as writing:
+        for picture in pictures:
+            waiting.append(writing.submit(_save, *picture))
+            while waiting and waiting[0].done():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _require_png(output: Path) -> None:

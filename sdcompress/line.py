@@ -29,10 +29,11 @@ from sdcompress.identity import (
 )
 from sdcompress.ir import IR_NAME, SHARED
 from sdcompress.isolation import run_isolated
+from sdcompress.methods import COMPONENTS, ActivationQuantization
 from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Calibrate, Recipe
+from sdcompress.recipe import Calibrate, Recipe
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record

@@ -22,8 +22,9 @@ from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
+from sdcompress.methods import COMPONENTS, ActivationQuantization
 from sdcompress.processor import executes_bf16
-from sdcompress.recipe import COMPONENTS, ActivationQuantization, Recipe
+from sdcompress.recipe import Recipe
 from sdcompress.runtime.mapping import GIVES_BACK
 
 STAGES = (
@@ -48,6 +49,7 @@ _STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer 
 # What a whole network reaches of the speed of one convolution, in float32 and in 16 bits.
 _EFFICIENCY = {"f32": 0.78, "narrow": 0.66}
 _OUTER_LAYERS = 0.17  # the layers outside a skip connection against the whole network
+_TINY_DECODER = 0.06  # the distilled decoder against the VAE's
 _COLLECTING = 1.15  # a network with its statistics against the network alone, time an item
 # A quantized network against one in the device's own floating-point precision, time a step.
 _QUANTIZED = {"narrow": {"int8": 0.62, "hybrid": 0.75}, "f32": {"int8": 0.43, "hybrid": 0.61}}
@@ -252,7 +254,8 @@ class _Work:
         step = self._step_seconds("native") * quantized
         quick = calls * step
         candidate = self._candidate_calls() * step
-        candidate += self._seconds(self.model.vae_decoder_macs, "native")
+        decoding = self._seconds(self.model.vae_decoder_macs, "native")
+        candidate += decoding * (_TINY_DECODER if self.recipe.runtime.decoder == "tiny" else 1.0)
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
         memory = (_WAITING_BYTES + peak, mapped)
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdcompress.errors import RecipeError
 
@@ -28,6 +28,12 @@ class FaultyKeyError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.path: KeyPath = tuple(key.split("."))
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

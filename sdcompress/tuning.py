@@ -8,23 +8,29 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from sdcompress.child import measure_in_child
 from sdcompress.errors import InputError
-from sdcompress.runtime import Settings
+from sdcompress.runtime import Economy, Settings
+from sdcompress.runtime.economy import IN_TURN, TOGETHER
 from sdcompress.runtime.trust import cache_folder
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Streams of the models, pictures in a batch, and whether shapes are fixed at compilation."""
+    """Streams of the models, pictures in a batch, and whether shapes are fixed at compilation.
+
+    Threads of None are OpenVINO's choice, `branches` of None the runtime's.
+    """
 
     streams: int = 1
     batch: int = 1
     static: bool = True
+    threads: int | None = None
+    branches: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,27 @@ def measure_grid(
     return cells
 
 
-def grid(streams: Sequence[int], batches: Sequence[int], settings: Settings) -> list[Tuning]:
-    """Every combination, with shapes fixed and, where the settings allow it, not."""
-    return [
-        Tuning(stream, batch, static)
+def grid(
+    streams: Sequence[int],
+    batches: Sequence[int],
+    settings: Settings,
+    threads: Sequence[int | None] = (None,),
+) -> list[Tuning]:
+    """Every combination, with shapes fixed and, where the settings allow it, not.
+
+    One picture alone is also drawn with the branches of guidance asked for in other ways.
+    """
+    every = [
+        Tuning(stream, batch, static, count)
         for static in ([False, True] if settings.attention_stride == 1 else [True])
         for stream in streams
         for batch in sorted({1, *batches})  # one alone is what latency means
+        for count in threads
     ]
+    if not settings.guided:
+        return every
+    alone = [one for one in every if (one.streams, one.batch, one.static) == (1, 1, True)]
+    return every + [replace(one, branches=way) for one in alone for way in (TOGETHER, IN_TURN)]
 
 
 def default_streams() -> list[int]:
@@ -113,8 +132,14 @@ def recall(bundle: Path, device: str, precision: str | None, mode: str) -> Tunin
     path = _record(bundle, device, precision)
     try:
         tuning = Tuning(**json.loads(path.read_text(encoding="utf-8"))[mode])
-        return Tuning(max(int(tuning.streams), 1), max(int(tuning.batch), 1), bool(tuning.static))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Tuning(
+            max(int(tuning.streams), 1),
+            max(int(tuning.batch), 1),
+            bool(tuning.static),
+            None if tuning.threads is None else max(int(tuning.threads), 1),
+            Economy(tuning.branches).branches,
+        )
+    except (OSError, ValueError, KeyError, TypeError, InputError):
         raise InputError(
             f"--mode {mode} goes by measurement, and {bundle} was not measured on this machine "
             f"with {device}. Run: sdcompress bench {bundle} --device {device}"
@@ -124,13 +149,17 @@ def recall(bundle: Path, device: str, precision: str | None, mode: str) -> Tunin
 def table(cells: Sequence[Cell]) -> Iterator[str]:
     """The measurements as lines of text, the recommended ones marked."""
     best = recommend(cells)
-    yield f"{'streams':>7} {'batch':>5} {'shapes':>7} {'latency':>10} {'images/s':>9} {'memory':>9}"
+    yield (
+        f"{'streams':>7} {'batch':>5} {'shapes':>7} {'threads':>7} {'branches':>12} "
+        f"{'latency':>10} {'images/s':>9} {'memory':>9}"
+    )
     for cell in cells:
         chosen = ", ".join(mode for mode, other in best.items() if other is cell)
         memory = f"{cell.peak_rss_bytes / 1e6:,.0f} MB" if cell.peak_rss_bytes else "unknown"
         shapes = "fixed" if cell.tuning.static else "dynamic"
         yield (
             f"{cell.tuning.streams:>7} {cell.tuning.batch:>5} {shapes:>7} "
+            f"{cell.tuning.threads or 'auto':>7} {cell.tuning.branches or 'auto':>12} "
             f"{cell.image_seconds:>8.3f} s {cell.images_per_second:>9.3f} {memory:>9}"
             + (f"  <- {chosen}" if chosen else "")
         )

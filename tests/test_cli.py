@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -411,17 +412,25 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
 ) -> None:
     monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
     done = run(
-        "bench", bundle, "--streams", 2, "--batch", 1, "--steps", 2, "--images", 2,
+        "bench", bundle, "--streams", 2, "--batch", 1, "--threads", 1, "--steps", 2,
+        "--images", 2,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    rows = [line.split() for line in done.output.splitlines() if " MB" in line]
-    assert [row[:3] for row in rows] == [["2", "1", shapes] for shapes in ("dynamic", "fixed")]
-    seconds, speeds = ([float(row[column]) for row in rows] for column in (3, 5))
+    rows = [line.split() for line in done.output.splitlines() if line.startswith(" ")][1:]
+    assert [row[:5] for row in rows] == [
+        ["2", "1", shapes, "1", "auto"] for shapes in ("dynamic", "fixed")
+    ]
+    seconds, speeds = ([float(row[column]) for row in rows] for column in (5, 7))
     assert "latency" in " ".join(rows[seconds.index(min(seconds))])
     assert "throughput" in " ".join(rows[speeds.index(max(speeds))])
+    start = next(line for line in done.output.splitlines() if line.startswith("start to"))
+    cold, warm, kept = map(float, re.findall(r"([\d.]+) (?:s|MB)\b", start))
+    assert 0 < warm < cold * 1.5
+    assert kept > 1  # the demo's models
     remembered = json.loads(next((tmp_path / "cache/tuning").iterdir()).read_text())
     best = rows[speeds.index(max(speeds))]
     assert remembered["throughput"]["streams"] == int(best[0])
+    assert remembered["throughput"]["threads"] == 1
     assert "sdcompress bench" in fault(
         "generate", bundle, "a red ring", "--mode", "throughput", "--precision", "f32"
     )

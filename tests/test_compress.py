@@ -14,8 +14,8 @@ from sdcompress.compress import CompressedIR, Recorded, compress
 from sdcompress.errors import CompressionError
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.methods import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights
 from sdcompress.precision import count_by_precision, layers_of
-from sdcompress.recipe import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 from test_runtime_imports import BLOCK
 from toy_model import write_toy_model
 
-from sdcompress import recipe
+from sdcompress import methods, recipe
 from sdcompress.catalogue import shipped_recipes
 from sdcompress.cli import main
+from sdcompress.recipe_yaml import Section
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,8 +64,8 @@ def test_make_verbs_exist() -> None:
 def test_every_key_of_a_recipe_is_explained() -> None:
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`(\w+)(?:: \w+)?`", page))
-    kinds = [kind for kind in vars(recipe).values() if isinstance(kind, type)]
-    sections = [kind for kind in kinds if issubclass(kind, recipe.Section)]
+    kinds = [kind for room in (recipe, methods) for kind in vars(room).values()]
+    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
     keys = {field.alias or name for kind in sections for name, field in kind.model_fields.items()}
     assert len(keys) > 40
     assert keys - explained == {"method"}

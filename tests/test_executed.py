@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from sdcompress.cli import main
 from sdcompress.compress import compress
 from sdcompress.executed import _compiled, executed_layers, times_of_compiled
-from sdcompress.recipe import Int8Weights
+from sdcompress.methods import Int8Weights
 
 
 def test_quantized_layers_run_in_integers(bundle: Path) -> None:

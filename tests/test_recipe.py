@@ -179,7 +179,7 @@ def test_shortcuts_change_the_candidate_only(tmp_path: Path) -> None:
     assert recipe.baseline_settings["steps"] == 25
     assert recipe.candidate_settings == recipe.baseline_settings | {
         "steps": 12, "cache_interval": 3, "cache_depth": 1, "guidance_begin": 0.0,
-        "guidance_end": 1.0, "attention_stride": 1,
+        "guidance_end": 1.0, "attention_stride": 1, "decoder": "vae",
     }  # fmt: skip
     assert "guidance_begin comes before" in fault(
         tmp_path, VALID + "runtime: {guidance_begin: 0.6, guidance_end: 0.5}\n"

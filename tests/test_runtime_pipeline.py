@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
+from openvino import opset13 as op
 from toy_model import SCHEDULER, write_json, write_toy_model
 
 from sdcompress.runtime import (
@@ -19,6 +22,8 @@ from sdcompress.runtime import (
     Settings,
 )
 from sdcompress.runtime.arrays import Float32
+from sdcompress.runtime.compiled_cache import keep_within
+from sdcompress.runtime.device import Target, compile_model
 
 QUICK = Settings(steps=3)
 
@@ -304,3 +309,30 @@ def test_compiled_models_are_cached_on_request(folder: Path, tmp_path: Path) -> 
     assert list((tmp_path / "cache").iterdir())
     again = Pipeline.load(folder, execution_precision="f32", cache_dir=tmp_path / "cache")
     assert again.generate("a red circle", settings=QUICK).tobytes() == first.tobytes()
+
+
+def test_compiled_models_stay_within_a_size(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache"
+    target = Target(cache_dir=kept)
+    sizes = []
+    for width in (64, 128, 192):
+        values = op.parameter([1, width], np.float32)
+        model = ov.Model([op.relu(values)], [values])
+        compile_model(target, model, "the model")
+        sizes.append(sum(file.stat().st_size for file in kept.glob("*.blob")))
+    assert sizes == sorted(sizes)
+    (kept / "notes.txt").write_text("mine")
+    keep_within(kept, sizes[-1])
+    assert len([*kept.glob("*.blob")]) == 3
+    oldest = min(kept.glob("*.blob"), key=lambda file: file.stat().st_mtime_ns)
+    for age, file in enumerate(sorted(kept.glob("*.blob"))):
+        when = 1e9 + (0 if file == oldest else 1000 + age)
+        os.utime(file, (when, when))
+    keep_within(kept, sizes[-1] - 1)
+    assert len([*kept.glob("*.blob")]) == 2
+    assert not oldest.exists()
+    keep_within(kept, 0)
+    assert [file.name for file in kept.iterdir()] == ["notes.txt"]
+    load = Pipeline.load(folder, cache_dir=kept, cache_bytes=0)
+    load.generate("a red circle", settings=QUICK)
+    assert [file.name for file in kept.iterdir()] == ["notes.txt"]

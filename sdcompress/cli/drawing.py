@@ -104,6 +104,8 @@ def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: An
               help="May be repeated.  [default: 1, 2, 4 ... processors]")  # fmt: skip
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True,
               help="May be repeated.  [default: 1, 2, 4]")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), multiple=True,
+              help="May be repeated.  [default: OpenVINO's choice]")  # fmt: skip
 @click.option("--images", type=click.IntRange(2), default=4, show_default=True,
               help="Pictures for each measurement.")  # fmt: skip
 @click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
@@ -112,7 +114,8 @@ def bench(bundle: Path, device: str, precision: str | None, **options: Any) -> N
     """Measure latency, throughput and memory of BUNDLE for a grid of streams and batches.
 
     Each choice runs in a process of its own. The best ones are marked and remembered on this
-    machine: `sdcompress generate --mode latency` and `--mode throughput` use them.
+    machine: `sdcompress generate --mode latency` and `--mode throughput` use them. Then the time
+    from starting the program to the first picture is measured, without and with --cache-dir.
     """
     from sdcompress.benching import bench as run_bench
 

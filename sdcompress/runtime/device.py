@@ -9,6 +9,7 @@ import openvino as ov
 from openvino import properties
 from openvino.properties import device, hint
 
+from sdcompress.runtime.compiled_cache import keep_within
 from sdcompress.runtime.errors import BundleError, DeviceError, InputError
 from sdcompress.runtime.mapping import reading
 
@@ -19,6 +20,8 @@ EXECUTION_PRECISIONS: dict[str, ov.Type] = {
 }
 _NAMES = {kind.get_type_name(): name for name, kind in EXECUTION_PRECISIONS.items()}
 
+CACHE_BYTES = 4_000_000_000  # what compiled models may take on disk
+
 # Names that stand for a choice among devices rather than for one.
 _VIRTUAL = {"AUTO", "HETERO", "MULTI", "BATCH"}
 
@@ -27,14 +30,16 @@ _VIRTUAL = {"AUTO", "HETERO", "MULTI", "BATCH"}
 class Target:
     """Where and how models are to be executed.
 
-    A precision of None leaves it to the plugin, threads of None to OpenVINO. `streams` is how many
-    requests a model executes side by side. `static` compiles for the shapes that are met, and
+    A precision of None leaves it to the plugin, threads of None to OpenVINO. Compiled models are
+    kept in `cache_dir`, if there is one, `cache_bytes` at most. `streams` is how many requests a
+    model executes side by side. `static` compiles for the shapes that are met, and
     again when they change. `profiling` has requests tell what each layer took.
     """
 
     device: str = "CPU"
     execution_precision: str | None = None
     cache_dir: Path | None = None
+    cache_bytes: int = CACHE_BYTES
     threads: int | None = None
     streams: int = 1
     static: bool = True
@@ -89,6 +94,8 @@ def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledMode
             f"{name} cannot be compiled for {target.device}: {_last_line(fault)}. "
             f"Devices present: {', '.join(target.core.available_devices)}."
         ) from fault
+    if target.cache_dir is not None:
+        keep_within(target.cache_dir, target.cache_bytes)
     in_force = precision_in_force(compiled)
     if wanted is not None and in_force not in (wanted, "unknown"):
         raise DeviceError(

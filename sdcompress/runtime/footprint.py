@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdcompress.runtime.economy import Economy
 from sdcompress.runtime.pipeline import Pipeline
 from sdcompress.runtime.residence import peak_rss_bytes
 from sdcompress.runtime.settings import Job, Settings
@@ -35,6 +36,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         threads=job.get("threads"),
         streams=lanes,
         static=job.get("static", True),
+        economy=Economy(job.get("branches")),
         verify="never",
     )
     pipeline.compile(settings, batch)

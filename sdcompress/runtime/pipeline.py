@@ -28,7 +28,7 @@ from sdcompress.runtime.components import (
 )
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
-from sdcompress.runtime.device import Target, precision_by_default
+from sdcompress.runtime.device import CACHE_BYTES, Target, precision_by_default
 from sdcompress.runtime.economy import SIDE_BY_SIDE, Economy
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
@@ -85,6 +85,7 @@ class Pipeline:
         device: str = "CPU",
         execution_precision: str | None = None,
         cache_dir: Path | str | None = None,
+        cache_bytes: int = CACHE_BYTES,
         threads: int | None = None,
         streams: int = 1,
         static: bool = True,
@@ -96,8 +97,8 @@ class Pipeline:
 
         The pipeline's `settings` become those the bundle was evaluated with. Each component is
         compiled when it is first used. `execution_precision` is "f32", "bf16" or "f16"; None
-        leaves it to the device, which may be less precise than the stored weights. `threads`,
-        `streams`, `static` and `profiling` are those of
+        leaves it to the device, which may be less precise than the stored weights. `cache_dir`,
+        `cache_bytes`, `threads`, `streams`, `static` and `profiling` are those of
         :class:`~sdcompress.runtime.device.Target`; `economy` says what is done to save memory.
 
         Sizes of the files are always compared with the manifest; `verify` says when hashes are:
@@ -111,7 +112,16 @@ class Pipeline:
             # one that this runtime lacks; then the caller has to choose another by name.
             require_scheduler(layout.folder, settings.scheduler)
         cache = Path(cache_dir) if cache_dir else None
-        target = Target(device, execution_precision, cache, threads, streams, static, profiling)
+        target = Target(
+            device,
+            execution_precision,
+            cache,
+            cache_bytes,
+            threads,
+            streams,
+            static,
+            profiling,
+        )
         tokenizer = PromptTokenizer.load(layout.folder / "tokenizer")
         return cls(layout, tokenizer, target, settings, economy)
 

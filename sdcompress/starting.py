@@ -1,0 +1,63 @@
+"""How long it takes from starting the program to the first picture on disk.
+
+Needs the runtime's packages only.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcompress.errors import EvaluationError
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds from process start to the first picture, and what made the warm one quicker.
+
+    `cold` compiles everything, `warm` finds the compiled models, of `kept_bytes`, and the encoded
+    prompt of an earlier run.
+    """
+
+    cold: float
+    warm: float
+    kept_bytes: int
+
+
+def measure_start(
+    bundle: Path, prompt: str, steps: int, device: str, precision: str | None
+) -> Start:
+    """Runs ``sdcompress generate`` three times. Raises EvaluationError when it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / "compiled"
+        command = [
+            sys.executable, "-m", "sdcompress", "generate", str(bundle), prompt,
+            "--steps", str(steps), "--device", device, "--output", f"{scratch}/picture.png",
+            *(("--precision", precision) if precision else ()),
+        ]  # fmt: skip
+        cold = _seconds([*command, "--no-cache-prompts"])
+        caching = [*command, "--cache-dir", str(kept)]
+        _seconds(caching)
+        warm = _seconds(caching)
+        return Start(cold, warm, sum(file.stat().st_size for file in kept.rglob("*")))
+
+
+def _seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EvaluationError(f"generate failed (exit {done.returncode}): {last}")
+    return seconds
+
+
+def describe(start: Start) -> str:
+    """In words."""
+    return (
+        f"start to first picture: {start.cold:.1f} s; again with --cache-dir and the prompt known: "
+        f"{start.warm:.1f} s, x {start.warm / start.cold:.2f} ({start.kept_bytes / 1e6:,.0f} MB "
+        "kept)"
+    )
