@@ -18,9 +18,10 @@ from sdcompress.line import Line, Material, find_material, run_apart
 from sdcompress.methods import COMPONENTS
 from sdcompress.opening import look_ahead, opened_store, output_folder, production_line
 from sdcompress.precision import count_by_precision, layers_of
+from sdcompress.preflight import estimate_sweep
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import Recipe, parse_recipe
+from sdcompress.recipe import Recipe, Runtime, parse_recipe
 from sdcompress.runtime import (
     Manifest,
     read_manifest,
@@ -121,18 +122,26 @@ def sweep(
     turns: int = 1,
     overrides: tuple[str, ...] = (),
     fresh: bool = False,
+    ignore_preflight: bool = False,
     progress: Progress | None = None,
 ) -> tuple[tuple[TradeOff, ...], float | None]:
     """Measures what combinations of a bundle's shortcuts gain and cost on its evaluation prompts.
 
     Returns them with the recipe's budget for the drop of the CLIP score. What was measured before
-    is reused while nothing it depends on has changed. Raises BundleError as `evaluate` does.
+    is reused while nothing it depends on has changed. Raises BundleError and PreflightError as
+    `evaluate` does.
     """
     folder = Path(bundle).resolve()
     judged, shown = _opened(folder), progress or SilentProgress()
     recipe = _how(judged, None, overrides)
     target = output_folder(recipe, folder.with_name(f"{folder.name}-sweep"))
+    if "tiny" in grid.decoders and not read_layout(folder).has_tiny_decoder:
+        raise InputError(f"{folder} has no tiny_decoder to draw with")
+    candidates = [Runtime.model_validate(one) for one in grid.shortcuts()]
+    expect = partial(estimate_sweep, candidates=candidates, turns=turns)
     with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
+        wanted = {"convert", "draw", "measure"} - line.finished()
+        look_ahead(line, target, wanted, refuse=not ignore_preflight, expect=expect)
         whole, folders = _with_baseline(line, trial, folder)
         return measure_trade_offs(whole, folders, grid, turns), recipe.budgets.clip_score_drop
 

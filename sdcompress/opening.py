@@ -1,7 +1,7 @@
 """What every run does first: holds its output folder, opens the store, looks whether it fits."""
 
 import gc
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,14 @@ from sdcompress.architecture import read_architecture
 from sdcompress.bundle import require_replaceable
 from sdcompress.errors import OutputBusyError
 from sdcompress.line import SMALL_MODEL_BYTES, Line, Material
-from sdcompress.preflight import STAGES, describe, estimate, measure_speed, require_room
+from sdcompress.preflight import (
+    STAGES,
+    Estimate,
+    describe,
+    estimate,
+    measure_speed,
+    require_room,
+)
 from sdcompress.progress import Progress
 from sdcompress.recipe import Recipe
 from sdcompress.store import Store
@@ -64,7 +71,14 @@ def opened_store(target: Path, *, fresh: bool = False) -> Iterator[Store]:
         ) from None
 
 
-def look_ahead(line: Line, target: Path, wanted: Collection[str], *, refuse: bool) -> None:
+def look_ahead(
+    line: Line,
+    target: Path,
+    wanted: Collection[str],
+    *,
+    refuse: bool,
+    expect: Callable[..., Estimate] = estimate,
+) -> None:
     """Shows what the `wanted` stages will take, and refuses them when that is not there."""
     if line.source.weight_bytes < SMALL_MODEL_BYTES or not set(wanted) - {"bundle"}:
         return
@@ -72,7 +86,7 @@ def look_ahead(line: Line, target: Path, wanted: Collection[str], *, refuse: boo
     with line.progress.stage("preflight", "memory, disk and time") as advance:
         model = read_architecture(line.source, sampling.width, sampling.height)
         skipped = set(STAGES) - set(wanted)
-        expected = estimate(line.recipe, model, measure_speed(line.recipe.device), skipped)
+        expected = expect(line.recipe, model, measure_speed(line.recipe.device), skipped)
         advance(1, 1)
     line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))
     if refuse:

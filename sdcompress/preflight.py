@@ -9,7 +9,7 @@ kind is run for. The factors below were fitted to the measurements of a full-siz
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
 from sdcompress.methods import COMPONENTS, ActivationQuantization
 from sdcompress.processor import executes_bf16
-from sdcompress.recipe import Recipe
+from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
 
 STAGES = (
@@ -160,8 +160,27 @@ def estimate(
     `skipped` names the STAGES that are finished or not asked for.
     """
     work = _Work(recipe, model, speed)
-    stages = tuple(stage for stage in work.stages() if stage.name not in skipped)
-    return Estimate(stages, work.disk_bytes(skipped))
+    return _without(skipped, work.stages(), work.disk_bytes(skipped))
+
+
+def estimate_sweep(
+    recipe: Recipe,
+    model: Architecture,
+    speed: Speed,
+    skipped: Collection[str] = (),
+    *,
+    candidates: Sequence[Runtime],
+    turns: int,
+) -> Estimate:
+    """The same for measuring several ways to draw with one model; pictures of each are drawn."""
+    work = _Work(recipe, model, speed)
+    return _without(skipped, work.swept(candidates, turns), work.disk_bytes(skipped))
+
+
+def _without(
+    skipped: Collection[str], stages: Iterable[StageEstimate], disk_bytes: float
+) -> Estimate:
+    return Estimate(tuple(one for one in stages if one.name not in skipped), disk_bytes)
 
 
 @dataclass(frozen=True)
@@ -173,15 +192,7 @@ class _Work:
     speed: Speed
 
     def stages(self) -> Iterator[StageEstimate]:
-        stored = sum(part.stored_bytes for part in self.model.parts)
-        largest = max(self._ir_bytes(component) for component in COMPONENTS)
-        yield StageEstimate(
-            "convert",
-            "checkpoint to OpenVINO IR",
-            _CONVERT_SECONDS + _CONVERT_SECONDS_BYTE * stored,
-            _WAITING_BYTES + _TORCH_BYTES + _TRACING_BYTES + largest,
-            largest if self.recipe.convert.weights == "stored" else 0.0,
-        )
+        yield self._conversion()
         if self.recipe.compress.needs_calibration:
             yield self._recording()
         for component in COMPONENTS:
@@ -189,6 +200,28 @@ class _Work:
                 yield self._collection(component)
             yield self._compression(component)
         yield from self._evaluation()
+
+    def swept(self, candidates: Sequence[Runtime], turns: int) -> Iterator[StageEstimate]:
+        yield self._conversion()
+        pictures, memory = self.recipe.evaluate.prompts, self._drawing_memory()
+        seconds = [self._candidate_seconds(one) for one in candidates]
+        drawing = 25 + pictures * (self._baseline_seconds() + sum(seconds))
+        detail = f"{1 + len(candidates)} x {pictures} pictures"
+        yield StageEstimate("draw", detail, drawing, *memory)
+        timing = turns * (25 * len(candidates) + 2 * sum(seconds))
+        detail = f"{len(candidates)} x {turns} processes"
+        yield StageEstimate("measure", detail, timing, *memory)
+
+    def _conversion(self) -> StageEstimate:
+        stored = sum(part.stored_bytes for part in self.model.parts)
+        largest = max(self._ir_bytes(component) for component in COMPONENTS)
+        return StageEstimate(
+            "convert",
+            "checkpoint to OpenVINO IR",
+            _CONVERT_SECONDS + _CONVERT_SECONDS_BYTE * stored,
+            _WAITING_BYTES + _TORCH_BYTES + _TRACING_BYTES + largest,
+            largest if self.recipe.convert.weights == "stored" else 0.0,
+        )
 
     def _recording(self) -> StageEstimate:
         calls = self.recipe.calibrate.prompts * self.recipe.sampling.unet_calls
@@ -246,18 +279,10 @@ class _Work:
 
     def _evaluation(self) -> Iterator[StageEstimate]:
         evaluate, calls = self.recipe.evaluate, self.recipe.sampling.unet_calls
-        method = self.recipe.compress.unet.method
-        baseline = calls * self._step_seconds("f32") + self._seconds(
-            self.model.vae_decoder_macs, "f32"
-        )
-        quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
-        step = self._step_seconds("native") * quantized
-        quick = calls * step
-        candidate = self._candidate_calls() * step
-        decoding = self._seconds(self.model.vae_decoder_macs, "native")
-        candidate += decoding * (_TINY_DECODER if self.recipe.runtime.decoder == "tiny" else 1.0)
-        peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
-        memory = (_WAITING_BYTES + peak, mapped)
+        baseline = self._baseline_seconds()
+        candidate = self._candidate_seconds(self.recipe.runtime)
+        quick = calls * self._quantized_step_seconds()
+        memory = self._drawing_memory()
         pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
         few = pictures
         if evaluate.yardstick_prompts is not None:
@@ -275,9 +300,29 @@ class _Work:
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
 
-    def _candidate_calls(self) -> float:
+    def _drawing_memory(self) -> tuple[float, float]:
+        """Peak and mapped bytes, those of the process that waits included."""
+        peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
+        return _WAITING_BYTES + peak, mapped
+
+    def _baseline_seconds(self) -> float:
+        """A picture's, without loading; so are the others."""
+        denoising = self.recipe.sampling.unet_calls * self._step_seconds("f32")
+        return denoising + self._seconds(self.model.vae_decoder_macs, "f32")
+
+    def _candidate_seconds(self, runtime: Runtime) -> float:
+        decoding = self._seconds(self.model.vae_decoder_macs, "native")
+        decoding *= _TINY_DECODER if runtime.decoder == "tiny" else 1.0
+        return self._candidate_calls(runtime) * self._quantized_step_seconds() + decoding
+
+    def _quantized_step_seconds(self) -> float:
+        method = self.recipe.compress.unet.method
+        quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
+        return self._step_seconds("native") * quantized
+
+    def _candidate_calls(self, runtime: Runtime) -> float:
         """A candidate's picture in calls of the whole network with all branches of guidance."""
-        runtime, sampling = self.recipe.runtime, self.recipe.sampling
+        sampling = self.recipe.sampling
         changed = runtime.model_dump(include={"scheduler", "steps"}, exclude_none=True)
         calls = sampling.model_copy(update=changed).unet_calls
         whole = math.ceil(calls / runtime.cache_interval)

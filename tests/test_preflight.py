@@ -13,7 +13,15 @@ from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
 from sdcompress.memory import available_memory_bytes, left_in_groups
-from sdcompress.preflight import Estimate, Speed, StageEstimate, describe, estimate, require_room
+from sdcompress.preflight import (
+    Estimate,
+    Speed,
+    StageEstimate,
+    describe,
+    estimate,
+    estimate_sweep,
+    require_room,
+)
 from sdcompress.recipe import Recipe, Runtime, load_recipe
 from sdcompress.shipped import shipped_folder
 
@@ -117,6 +125,28 @@ def test_a_faster_machine_is_expected_to_take_less_time(recipe: Recipe) -> None:
     fast = estimate(recipe, SD21, replace(SPEED, f32=2 * SPEED.f32, native=2 * SPEED.native))
     assert stage(fast, "calibrate").seconds < 0.55 * stage(slow, "calibrate").seconds
     assert stage(fast, "convert") == stage(slow, "convert")
+
+
+def test_a_sweep_draws_the_baseline_once_and_every_candidate(recipe: Recipe) -> None:
+    plain, quick = Runtime(), Runtime(cache_interval=3, decoder="tiny")
+
+    def expected(*candidates: Runtime, turns: int = 1) -> dict[str, float]:
+        found = estimate_sweep(recipe, SD21, SPEED, candidates=candidates, turns=turns)
+        return {one.name: one.seconds for one in found.stages}
+
+    one = expected(plain)
+    assert list(one) == ["convert", "draw", "measure"]
+    both, quicker = expected(plain, quick), expected(quick)
+    # Drawing an evaluation without yardsticks is the same work.
+    few = recipe.evaluate.model_copy(update={"yardstick_prompts": 0})
+    alone = estimate(recipe.model_copy(update={"evaluate": few}), SD21, SPEED)
+    assert one["draw"] == pytest.approx(stage(alone, "draw").seconds)
+    assert one["draw"] < both["draw"] < one["draw"] + quicker["draw"]
+    assert quicker["draw"] < one["draw"]
+    assert both["measure"] == pytest.approx(one["measure"] + quicker["measure"])
+    assert expected(plain, turns=3)["measure"] == pytest.approx(3 * one["measure"])
+    skipped = estimate_sweep(recipe, SD21, SPEED, ("convert",), candidates=[plain], turns=1)
+    assert [stage.name for stage in skipped.stages] == ["draw", "measure"]
 
 
 def test_shortcuts_shorten_what_the_candidate_draws(recipe: Recipe) -> None:

@@ -176,6 +176,7 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--fresh/--resume", default=False, help="Measure everything anew, or reuse.  "
               "[default: resume]")  # fmt: skip
+@ignore_preflight
 def sweep(
     bundle: Path,
     cache_intervals: tuple[int, ...],
@@ -187,14 +188,14 @@ def sweep(
     samples: int | None,
     turns: int,
     as_json: bool,
-    fresh: bool,
+    **options: Any,
 ) -> None:
     """Measure what shortcuts in drawing with BUNDLE gain and cost, and show the Pareto front.
 
     Every combination draws the bundle's evaluation prompts, as its baseline is drawn but for the
-    shortcuts, and is compared with the float32
-    baseline and timed in a process of its own. What is worth it goes into the `runtime` section of
-    a recipe, which measures it again and has the bundle draw so.
+    shortcuts, and is compared with the float32 baseline and timed in a process of its own. What is
+    worth it goes into the `runtime` section of a recipe, which measures it again and has the bundle
+    draw so. How long a large model will take is estimated first.
 
     \b
     Examples:
@@ -212,7 +213,7 @@ def sweep(
     )  # fmt: skip
     overrides = _evaluated_on(prompts, samples)
     found, drop = run_sweep(
-        bundle, grid, turns=turns, overrides=overrides, fresh=fresh, progress=TerminalProgress()
+        bundle, grid, turns=turns, overrides=overrides, progress=TerminalProgress(), **options
     )
     if as_json:
         best = recommend(found, drop)
