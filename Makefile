@@ -10,7 +10,7 @@ BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime
 	runtime_mapping runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
 .PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight \
-	bench-runtime bench-unet clean
+	bench-runtime bench-unet bench-decoders clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-preflight  a full-size run against what was estimated before it; after bench-compress"
 	@echo "make bench-runtime  a full-size picture against the peers: time and memory; after bench-preflight"
 	@echo "make bench-unet  where a call of the full-size UNet spends its time; after bench-preflight"
+	@echo "make bench-decoders  how long full-size decoders take; after bench-preflight"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -72,6 +73,9 @@ bench-runtime: $(INSTALLED)
 
 bench-unet: $(INSTALLED)
 	$(BIN)/python benchmarks/unet.py
+
+bench-decoders: $(INSTALLED)
+	$(BIN)/python benchmarks/decoders.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

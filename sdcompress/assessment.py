@@ -1,18 +1,26 @@
 """Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sdcompress.bundle import publish
 from sdcompress.errors import BundleError, CalibrationError, InputError
 from sdcompress.evaluate.records import ComponentSize
-from sdcompress.identity import BASELINE, COMPRESSED, hash_pipeline, key_of_files
-from sdcompress.ir import IR_NAME, ir_bytes, pipeline_bytes
+from sdcompress.identity import (
+    BASELINE,
+    COMPRESSED,
+    hash_pipeline,
+    key_of_files,
+    key_of_tiny_decoder,
+)
+from sdcompress.ir import IR_NAME, TINY_DECODER, ir_bytes, pipeline_bytes
 from sdcompress.judging import find_judging
 from sdcompress.line import Line, Material, find_material, run_apart
 from sdcompress.methods import COMPONENTS
@@ -31,7 +39,7 @@ from sdcompress.runtime import (
 from sdcompress.runtime.layout import read_layout
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import require_whole
-from sdcompress.sweep import Grid, TradeOff, measure_trade_offs
+from sdcompress.sweep import Grid, Shortcuts, TradeOff, describe, finished, measure_trade_offs
 from sdcompress.trial import LONG_STAGES, Trial
 from sdcompress.verdict import Run, reach_verdict, require_passed
 
@@ -83,6 +91,7 @@ def evaluate(
     sides = [folder, *([Path(against).resolve()] if against else [])]
     if any(target == one or one in target.parents for one in sides):
         raise InputError(f"{target} is what is judged; choose another --output")
+    _require_decoders(folder, [chosen.runtime.decoder])
     shown = progress or SilentProgress()
     if against is None:
         run = _against_own(judged, chosen, target, fresh, ignore_preflight, shown)
@@ -111,7 +120,9 @@ def _how(judged: _Pipeline, recipe: Recipe | None, overrides: tuple[str, ...]) -
     if made:
         return parse_recipe(folder / MANIFEST, made.recipe, overrides)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name)[:64].strip("-._") or "pipeline"
-    usual = {"schema": 1, "name": name, "model": str(folder), **_USUAL}
+    tiny = folder / TINY_DECODER
+    convert = {"convert": {"tiny_decoder": str(tiny)}} if tiny.is_dir() else {}
+    usual = {"schema": 1, "name": name, "model": str(folder), **convert, **_USUAL}
     return parse_recipe(folder, usual, overrides)
 
 
@@ -135,15 +146,30 @@ def sweep(
     judged, shown = _opened(folder), progress or SilentProgress()
     recipe = _how(judged, None, overrides)
     target = output_folder(recipe, folder.with_name(f"{folder.name}-sweep"))
-    if "tiny" in grid.decoders and not read_layout(folder).has_tiny_decoder:
-        raise InputError(f"{folder} has no tiny_decoder to draw with")
-    candidates = [Runtime.model_validate(one) for one in grid.shortcuts()]
+    _require_decoders(folder, grid.decoders)
+    candidates = [_runtime(one) for one in grid.shortcuts()]
     expect = partial(estimate_sweep, candidates=candidates, turns=turns)
     with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
-        wanted = {"convert", "draw", "measure"} - line.finished()
+        wanted = {"convert", "draw", "measure"} - line.finished() - finished(trial, grid, turns)
         look_ahead(line, target, wanted, refuse=not ignore_preflight, expect=expect)
         whole, folders = _with_baseline(line, trial, folder)
         return measure_trade_offs(whole, folders, grid, turns), recipe.budgets.clip_score_drop
+
+
+def _runtime(shortcuts: Shortcuts) -> Runtime:
+    try:
+        return Runtime.model_validate(shortcuts)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"cannot draw with {describe(shortcuts)}: {faults}") from None
+
+
+def _require_decoders(folder: Path, decoders: Collection[str]) -> None:
+    if "tiny" in decoders and not read_layout(folder).has_tiny_decoder:
+        raise InputError(
+            f"{folder} has no tiny_decoder to draw with: build it with convert.tiny_decoder, or "
+            "draw with the VAE's"
+        )
 
 
 @contextmanager
@@ -158,18 +184,18 @@ def _own_trial(
             "it with: --against FOLDER"
         )
     recipe = _pinned(recipe, manifest)
-    material = find_material(recipe, progress, calibrates=False)
+    material = find_material(recipe, progress, makes=False)
     _require_same_model(material, manifest.model, folder)
     judging = find_judging(recipe, _calibrated_on(judged, progress))
     with production_line(recipe, target, material, progress, fresh=fresh) as line:
-        keys = line.keys() | {COMPRESSED: _key(judged)}
+        keys = line.keys() | _keys(judged)
         yield line, Trial(recipe, line.store, progress, line.run, judging, keys)
 
 
 def _with_baseline(line: Line, trial: Trial, candidate: Path) -> tuple[Trial, dict[str, Path]]:
     """The trial with the baseline, which is made now, and both sides' folders."""
     folders = {BASELINE: line.converted, COMPRESSED: candidate}
-    return replace(trial, keys=line.keys() | {COMPRESSED: trial.keys[COMPRESSED]}), folders
+    return replace(trial, keys={**trial.keys, BASELINE: line.keys()[BASELINE]}), folders
 
 
 def _own(made: Manifest) -> dict[str, Any]:
@@ -212,7 +238,7 @@ def _against_other(
         calibrated += _calibrated_on(other, progress)
     judging = find_judging(recipe, calibrated)
     with opened_store(target, fresh=fresh) as store:
-        keys = {BASELINE: _key(other), COMPRESSED: _key(judged)}
+        keys = {BASELINE: key_of_files(_hashes(other))} | _keys(judged)
         apart = partial(run_apart, pipeline_bytes(other.folder))
         trial = Trial(recipe, store, progress, apart, judging, keys)
         folders = {BASELINE: other.folder, COMPRESSED: judged.folder}
@@ -258,10 +284,15 @@ def _calibrated_on(judged: _Pipeline, progress: Progress) -> tuple[Prompt, ...]:
         return ()
 
 
-def _key(pipeline: _Pipeline) -> str:
+def _keys(candidate: _Pipeline) -> dict[str, str]:
+    hashes = _hashes(candidate)
+    return {COMPRESSED: key_of_files(hashes)} | key_of_tiny_decoder(hashes)
+
+
+def _hashes(pipeline: _Pipeline) -> dict[str, str]:
     if pipeline.manifest is None:
-        return key_of_files(hash_pipeline(pipeline.folder))
-    return key_of_files({name: one.sha256 for name, one in pipeline.manifest.files.items()})
+        return hash_pipeline(pipeline.folder)
+    return {name: one.sha256 for name, one in pipeline.manifest.files.items()}
 
 
 def _sizes(folders: Mapping[str, Path], recipe: Recipe | None) -> dict[str, ComponentSize]:
@@ -295,6 +326,3 @@ def _require_same_model(material: Material, model: Mapping[str, Any], bundle: Pa
         )
     if material.source.lora_records() != model.get("loras", []):
         raise BundleError(f"{bundle} was made with other LoRA files than are there now")
-    tiny, recorded = material.tiny_decoder, model.get("tiny_decoder") or {}
-    if (tiny and tiny.revision) != recorded.get("revision"):
-        raise BundleError(f"{bundle} was made with another tiny decoder than is there now")

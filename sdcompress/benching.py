@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sdcompress.runtime import Pipeline
 from sdcompress.runtime.settings import bundled_settings
 from sdcompress.starting import describe, measure_start
 from sdcompress.tuning import (
@@ -34,7 +35,14 @@ def bench(
     settings = bundled_settings(bundle)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    tunings = grid(streams or default_streams(), batches or (1, 2, 4), settings, threads or (None,))
+    pipeline = Pipeline.load(bundle, device=device, execution_precision=precision)
+    tunings = grid(
+        streams or default_streams(),
+        batches or (1, 2, 4),
+        settings,
+        threads or (None,),
+        pipeline.other_branches(settings),
+    )
     with click.progressbar(length=len(tunings), label="measuring") as bar:
         cells = measure_grid(
             bundle,
@@ -47,6 +55,6 @@ def bench(
             on_cell=lambda *_: bar.update(1),
         )
     yield from table(cells)
-    yield describe(measure_start(bundle, prompt, settings.steps, device, precision))
     remember(bundle, device, precision, recommend(cells))
     yield f"remembered for: sdcompress generate {bundle} PROMPT --mode latency|throughput"
+    yield describe(measure_start(bundle, prompt, settings.steps, device, precision))

@@ -17,13 +17,11 @@ _TOOLS = ("sdcompress", "openvino", "nncf", "optimum-intel", "diffusers", "trans
 
 
 def assemble(baseline: Path, components: Mapping[str, Path], folder: Path) -> None:
-    """Copies what compression leaves alone of the baseline, and the compressed components."""
+    """Copies the baseline's tokenizer and scheduler and the compressed components to `folder`."""
     folder.mkdir(parents=True)
-    for name in SHARED:
-        if (baseline / name).is_dir():
-            shutil.copytree(baseline / name, folder / name)
-        elif (baseline / name).is_file():
-            shutil.copyfile(baseline / name, folder / name)
+    shutil.copyfile(baseline / SHARED[0], folder / SHARED[0])
+    for name in SHARED[1:]:
+        shutil.copytree(baseline / name, folder / name)
     for component, source in components.items():
         target = folder / component
         target.mkdir()

@@ -24,7 +24,6 @@ from sdcompress.methods import COMPONENTS
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import Convert
 from sdcompress.source import Source
-from sdcompress.tiny_decoder import TinyDecoder, convert_tiny_decoder
 from sdcompress.widening import widen
 
 # Task and model type under which optimum-intel registers each export configuration.
@@ -48,12 +47,11 @@ class ConvertedModel:
 
 def convert(
     source: Source,
-    tiny_decoder: TinyDecoder | None,
     options: Convert,
     folder: Path,
     on_component: Callable[[int, int], None] | None = None,
 ) -> ConvertedModel:
-    """Writes the IR of all components, the scheduler and the tokenizer into `folder`.
+    """Writes the IR of all four components, the scheduler and the tokenizer into `folder`.
 
     Activations are float32. Weights are stored as in the checkpoint, or as float32 when `options`
     says so. Shapes are dynamic in batch, height and width unless `options` fixes them.
@@ -62,10 +60,7 @@ def convert(
     with quiet_libraries("diffusers"):
         require_fusable(source)
     with _libraries_set_aside():
-        converted = _convert(source, options, folder, on_component)
-        if tiny_decoder:
-            convert_tiny_decoder(tiny_decoder, folder, stored=options.weights == "stored")
-        return converted
+        return _convert(source, options, folder, on_component)
 
 
 @contextmanager

@@ -237,7 +237,10 @@ class _Memory:
                 in_turn=self.in_turn, streams=self.tuning.streams,
             )  # fmt: skip
             parts = "parts in turn" if self.in_turn else "all parts loaded"
-            title = f"{parts}, {self.pipeline.economy.describe()}"
+            economy = self.pipeline.economy
+            if not (self.in_turn and self.foreseen):
+                economy = replace(economy, ahead=False)
+            title = f"{parts}, {economy.describe()}"
             yield from report(title, expected or {}, self.peaks.peaks)
         taken = max(self.peaks.peaks.values(), default=0)
         if most is not None and taken > most:

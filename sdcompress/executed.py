@@ -60,8 +60,9 @@ def _compiled(folder: Path, device: str, *, profiling: bool = False) -> dict[str
     pipeline = Pipeline.load(
         folder, device=device, profiling=profiling, economy=Economy(TOGETHER), verify="never"
     )
-    pipeline.compile(bundled_settings(folder, fast=False))
-    return pipeline.compiled_models()
+    settings = bundled_settings(folder, fast=False)
+    pipeline.compile(settings)
+    return pipeline.compiled_models(settings)
 
 
 def describe_times(folder: Path, device: str = "CPU") -> Iterator[str]:

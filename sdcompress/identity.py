@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdcompress.ir import PARTS, pipeline_files
+from sdcompress.ir import MODEL, TINY_DECODER, pipeline_files
 from sdcompress.runtime import hash_files
 from sdcompress.store import key_of, read_record, write_record
 
@@ -18,8 +18,17 @@ def hash_pipeline(folder: Path) -> dict[str, str]:
 
 
 def key_of_files(hashes: Mapping[str, str]) -> str:
-    """The key of a pipeline with these files; those that drawing does not need do not matter."""
-    return key_of(files={name: one for name, one in hashes.items() if name.split("/")[0] in PARTS})
+    """The key of a pipeline with these files; those that drawing does not need do not matter.
+
+    The tiny decoder, which only some pictures need, has a key of its own.
+    """
+    return key_of(files={name: one for name, one in hashes.items() if name.split("/")[0] in MODEL})
+
+
+def key_of_tiny_decoder(hashes: Mapping[str, str]) -> dict[str, str]:
+    """The key of the tiny decoder among a pipeline's files, under its name, if there is one."""
+    found = {name: one for name, one in hashes.items() if name.startswith(f"{TINY_DECODER}/")}
+    return {TINY_DECODER: key_of(files=found)} if found else {}
 
 
 def keep_hashes(folder: Path) -> None:

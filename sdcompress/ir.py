@@ -8,10 +8,10 @@ from pathlib import Path
 from sdcompress.errors import StorageError
 
 IR_NAME = "openvino_model.xml"
-TINY_DECODER = "tiny_decoder"
-# What compression leaves alone; not every pipeline has a tiny decoder.
-SHARED = ("model_index.json", "scheduler", "tokenizer", TINY_DECODER)
-PARTS = (*SHARED, "text_encoder", "unet", "vae_decoder", "vae_encoder")
+SHARED = ("model_index.json", "scheduler", "tokenizer")  # what compression leaves alone
+MODEL = (*SHARED, "text_encoder", "unet", "vae_decoder", "vae_encoder")
+TINY_DECODER = "tiny_decoder"  # which not every pipeline has, and no baseline
+PARTS = (*MODEL, TINY_DECODER)
 
 
 def ir_bytes(component_folder: Path) -> int:

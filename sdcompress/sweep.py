@@ -75,17 +75,7 @@ def measure_trade_offs(
     trial: Trial, folders: Folders, grid: Grid, turns: int
 ) -> tuple[TradeOff, ...]:
     """Draws the evaluation's pictures in each way; the quickest of `turns` in turn counts."""
-    found = grid.shortcuts()
-    plain = trial.ways(len(trial.shots))[BASELINE]
-    candidate = replace(plain, side=COMPRESSED, execution_precision=None)
-    ways = {BASELINE: plain} | {
-        str(number): replace(
-            candidate,
-            title=describe(one),
-            settings=Settings(**asdict(plain.settings) | one),
-        )
-        for number, one in enumerate(found)
-    }
+    found, ways = grid.shortcuts(), _ways(trial, grid)
     pictures = {name: trial.draw(way, folders) for name, way in ways.items()}
     seen, likeness = trial.score(ways, pictures)
     seconds = _seconds(trial, folders, [ways[str(number)] for number in range(len(found))], turns)
@@ -107,6 +97,33 @@ def measure_trade_offs(
             )
         )
     return tuple(replace(one, on_front=not _beaten(one, measured)) for one in measured)
+
+
+def finished(trial: Trial, grid: Grid, turns: int) -> set[str]:
+    """Which of the stages "draw" and "measure" have nothing left to do."""
+    if not {BASELINE, COMPRESSED} <= trial.keys.keys():
+        return set()
+    ways = _ways(trial, grid)
+    candidates = [way for name, way in ways.items() if name != BASELINE]
+    drawn = all(trial.holds(way) for way in ways.values())
+    timed = all(
+        trial.has_footprint(way, turn, candidates) for way in candidates for turn in range(turns)
+    )
+    return {name for name, done in (("draw", drawn), ("measure", timed)) if done}
+
+
+def _ways(trial: Trial, grid: Grid) -> dict[str, Way]:
+    """The baseline, and by their numbers the combinations."""
+    plain = trial.ways(len(trial.shots))[BASELINE]
+    candidate = replace(plain, side=COMPRESSED, execution_precision=None)
+    return {BASELINE: plain} | {
+        str(number): replace(
+            candidate,
+            title=describe(one),
+            settings=Settings(**asdict(plain.settings) | one),
+        )
+        for number, one in enumerate(grid.shortcuts())
+    }
 
 
 def _seconds(trial: Trial, folders: Folders, ways: Sequence[Way], turns: int) -> list[float]:

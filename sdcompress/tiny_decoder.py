@@ -6,6 +6,7 @@ who prefers speed.
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def locate_tiny_decoder(name: str, source: Source) -> TinyDecoder:
     anything is missing or unreadable, or when it is made for other latents than the model's.
     """
     found = _find(name)
+    if found.id == DEMO and source.id != DEMO:
+        raise SourceError(f"tiny decoder '{DEMO}' goes with the model '{DEMO}', not {source.id}")
     config = _config(found.folder)
     if config.get("_class_name") != "AutoencoderTiny":
         raise SourceError(
@@ -53,7 +56,8 @@ def locate_tiny_decoder(name: str, source: Source) -> TinyDecoder:
     vae = _config(source.folder / "vae")
     for what, has, wanted in (
         ("latent channels", config.get("latent_channels", 4), vae.get("latent_channels", 4)),
-        ("levels", len(config["num_decoder_blocks"]), len(vae["block_out_channels"])),
+        ("levels", _count(config, "num_decoder_blocks"), _count(vae, "block_out_channels")),
+        ("times as wide a level", config.get("upsampling_scaling_factor", 2), 2),
     ):
         if has != wanted:
             raise SourceError(
@@ -66,10 +70,18 @@ def locate_tiny_decoder(name: str, source: Source) -> TinyDecoder:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{file}: not readable JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{file}: not a JSON object")
     return config
+
+
+def _count(config: Mapping[str, Any], key: str) -> int | None:
+    """How many values a list in the settings has; None where there is no such list."""
+    values = config.get(key)
+    return len(values) if isinstance(values, list) else None
 
 
 def _find(name: str) -> TinyDecoder:
@@ -81,7 +93,9 @@ def _find(name: str) -> TinyDecoder:
     if path.is_dir():
         return _in_folder(str(path), path.resolve())
     if HUB_ID.match(name):
-        folder = download(name, None, ["config.json", _WEIGHTS])
+        folder = download(
+            name, None, ["config.json", _WEIGHTS], "name a folder with a local copy instead"
+        )
         _require_files(folder)
         return TinyDecoder(name, folder.name, folder)
     raise SourceError(
@@ -102,20 +116,29 @@ def _require_files(folder: Path) -> None:
             raise SourceError(f"tiny decoder {folder}: {name} is missing")
 
 
-def convert_tiny_decoder(decoder: TinyDecoder, folder: Path, *, stored: bool) -> None:
-    """Writes the decoder's IR: latents as the UNet has them float32 [n, 4, h/8, w/8] to a picture
-    float32 [n, 3, h, w] in -1 to 1.
+def convert_tiny_decoder(
+    decoder: TinyDecoder, folder: Path, stored: bool, on_done: Callable[[int, int], None]
+) -> None:
+    """Writes the decoder's IR to tiny_decoder in `folder`.
 
-    With `stored`, weights keep the checkpoint's type. Raises ConversionError when diffusers cannot
-    load it.
+    It takes latents as the UNet has them, float32 [n, 4, h/8, w/8], and returns a picture float32
+    [n, 3, h, w] in -1 to 1. With `stored`, weights keep the checkpoint's type. Raises
+    ConversionError when diffusers cannot load it, or OpenVINO not convert it.
     """
-    with quiet_libraries("diffusers"):
-        traced = _traced(decoder, stored=stored)
+    try:
+        with quiet_libraries("diffusers"):
+            traced = _traced(decoder, stored=stored)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"tiny decoder {decoder.folder} could not be converted: {error}. Check that diffusers' "
+            "AutoencoderTiny loads it"
+        ) from error
     target = folder / TINY_DECODER
     target.mkdir(parents=True)
     with writing_ir(target):
         ov.save_model(traced, target / IR_NAME, compress_to_fp16=False)
     shutil.copyfile(decoder.folder / "config.json", target / "config.json")
+    on_done(1, 1)
 
 
 def _traced(decoder: TinyDecoder, *, stored: bool) -> ov.Model:
@@ -126,12 +149,9 @@ def _traced(decoder: TinyDecoder, *, stored: bool) -> ov.Model:
     with safe_open(decoder.folder / _WEIGHTS, framework="numpy") as tensors:
         kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     dtype = torch.float16 if stored and kinds == {"F16"} else torch.float32
-    try:
-        model: Any = AutoencoderTiny.from_pretrained(
-            decoder.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ConversionError(f"{decoder.folder}: diffusers cannot load it: {error}") from error
+    model: Any = AutoencoderTiny.from_pretrained(
+        decoder.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )
     model.eval()
     widen(model)
     scaling, decode = model.config.scaling_factor, model.decoder

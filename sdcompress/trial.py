@@ -36,6 +36,7 @@ from sdcompress.evaluate.scoring import Exhibit, score_pictures
 from sdcompress.evaluate.sqnr import MIDDLE_CALL, measure_sqnr
 from sdcompress.gate import JUDGED_BY, least_mean
 from sdcompress.identity import BASELINE, COMPRESSED
+from sdcompress.ir import TINY_DECODER
 from sdcompress.judging import Judging
 from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance, Progress
@@ -53,8 +54,9 @@ LONG_STAGES = ("draw", "sqnr", "layers", "measure")
 class Trial:
     """Baseline against candidate, on the evaluation section of a recipe.
 
-    `keys` name the two sides by their files, as far as those are made. `run` calls a function with
-    its arguments and `on_progress`, for a large model in a process of its own.
+    `keys` name the two sides, and the candidate's tiny decoder, by their files, as far as those are
+    made. `run` calls a function with its arguments and `on_progress`, for a large model in a
+    process of its own.
     """
 
     recipe: Recipe
@@ -102,14 +104,11 @@ class Trial:
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""
-        if len(self.keys) < 2:
+        if not {BASELINE, COMPRESSED} <= self.keys.keys():
             return set()
         ways = self.ways(len(self.shots))
         done = {
-            "draw": all(
-                self.store.holds("pictures", self._picture_key(way), picture_files(way.shots))
-                for way in ways.values()
-            ),
+            "draw": all(self.holds(way) for way in ways.values()),
             "sqnr": self.store.has("sqnr", self._sqnr_key(ways)),
             "layers": self.store.has("layers", self._layers_key(ways)),
             "measure": self.store.has("measure", self._performance_key(ways)),
@@ -191,8 +190,21 @@ class Trial:
         )
 
     def _picture_key(self, way: Way) -> str:
-        model, settings = self.keys[way.side], asdict(way.settings)
-        return self._key(model=model, settings=settings, precision=way.execution_precision)
+        settings, tiny = asdict(way.settings), self._tiny_decoder(way)
+        return self._key(
+            model=self.keys[way.side],
+            settings=settings,
+            precision=way.execution_precision,
+            tiny_decoder=tiny,
+        )
+
+    def _tiny_decoder(self, way: Way) -> str | None:
+        """The key of the tiny decoder, where that makes the pictures."""
+        return self.keys.get(TINY_DECODER) if way.settings.decoder == "tiny" else None
+
+    def holds(self, way: Way) -> bool:
+        """Whether all pictures of a way to draw are there."""
+        return self.store.holds("pictures", self._picture_key(way), picture_files(way.shots))
 
     def draw(self, way: Way, folders: Folders) -> Pictures:
         """The pictures of one way to draw; those that are there are not drawn again."""
@@ -315,7 +327,15 @@ class Trial:
         prompt = ways[BASELINE].shots[0].prompt.text
         settings = [asdict(ways[side].settings) for side in (BASELINE, COMPRESSED)]
         turns = self.recipe.evaluate.timed_images
-        return self._key(BASELINE, COMPRESSED, prompt=prompt, settings=settings, turns=turns)
+        tiny = self._tiny_decoder(ways[COMPRESSED])
+        return self._key(
+            BASELINE,
+            COMPRESSED,
+            prompt=prompt,
+            settings=settings,
+            turns=turns,
+            tiny_decoder=tiny,
+        )
 
     def _performance(self, ways: Mapping[str, Way], folders: Folders) -> Performance:
         turns = self.recipe.evaluate.timed_images
@@ -345,21 +365,28 @@ class Trial:
         It is measured anew when the ways `beside` are others, for these are compared with it.
         """
         variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text
-        settings, precision = asdict(way.settings), way.execution_precision
         return self.store.record(
             self.progress,
             "time",
-            self._key(
-                way.side,
-                prompt=prompt,
-                settings=settings,
-                precision=precision,
-                turn=turn,
-                beside=[asdict(one.settings) for one in beside],
-            ),
+            self._footprint_key(way, turn, beside),
             f"{way.title}, turn {turn + 1}",
             Footprint,
             lambda *_: measure_footprint(variant, prompt),
+        )
+
+    def has_footprint(self, way: Way, turn: int, beside: Sequence[Way]) -> bool:
+        """Whether `footprint` would measure nothing."""
+        return self.store.has("time", self._footprint_key(way, turn, beside))
+
+    def _footprint_key(self, way: Way, turn: int, beside: Sequence[Way]) -> str:
+        return self._key(
+            way.side,
+            prompt=way.shots[0].prompt.text,
+            settings=asdict(way.settings),
+            precision=way.execution_precision,
+            turn=turn,
+            beside=[asdict(one.settings) for one in beside],
+            tiny_decoder=self._tiny_decoder(way),
         )
 
     def _least_memory(self, way: Way, folders: Folders, side: Side) -> int:
@@ -370,7 +397,11 @@ class Trial:
             self.progress,
             "limit",
             self._key(
-                way.side, prompt=prompt, settings=settings, precision=way.execution_precision
+                way.side,
+                prompt=prompt,
+                settings=settings,
+                precision=way.execution_precision,
+                tiny_decoder=self._tiny_decoder(way),
             ),
             f"{way.title}: smallest memory that suffices",
             int,

@@ -15,7 +15,6 @@ from pathlib import Path
 from sdcompress.child import measure_in_child
 from sdcompress.errors import InputError
 from sdcompress.runtime import Economy, Settings
-from sdcompress.runtime.economy import IN_TURN, TOGETHER
 from sdcompress.runtime.trust import cache_folder
 
 
@@ -85,10 +84,11 @@ def grid(
     batches: Sequence[int],
     settings: Settings,
     threads: Sequence[int | None] = (None,),
+    branches: Sequence[str] = (),
 ) -> list[Tuning]:
     """Every combination, with shapes fixed and, where the settings allow it, not.
 
-    One picture alone is also drawn with the branches of guidance asked for in other ways.
+    One picture alone is also drawn with the branches of guidance asked for as in `branches`.
     """
     every = [
         Tuning(stream, batch, static, count)
@@ -97,10 +97,8 @@ def grid(
         for batch in sorted({1, *batches})  # one alone is what latency means
         for count in threads
     ]
-    if not settings.guided:
-        return every
     alone = [one for one in every if (one.streams, one.batch, one.static) == (1, 1, True)]
-    return every + [replace(one, branches=way) for one in alone for way in (TOGETHER, IN_TURN)]
+    return every + [replace(one, branches=way) for one in alone for way in branches]
 
 
 def default_streams() -> list[int]:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,7 +28,7 @@ from sdcompress.preflight import STAGES
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.recipe import Convert, Recipe
 from sdcompress.source import locate
-from sdcompress.tiny_decoder import locate_tiny_decoder
+from sdcompress.tiny_decoder import convert_tiny_decoder, locate_tiny_decoder
 from sdcompress.trial import Trial
 from sdcompress.verdict import Run, quality_summary, reach_verdict, require_passed
 
@@ -57,8 +58,11 @@ def quantize(
         trial = Trial(recipe, line.store, shown, line.run, judging, line.keys())
         wanted = set(STAGES) - line.finished() - trial.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
+        tiny = line.tiny_decoder
         compressed = line.compressed()
         assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
+        if tiny:
+            shutil.copytree(tiny, result / tiny.name)
         sizes = _sizes(line.converted, compressed)
         folders = {BASELINE: line.converted, COMPRESSED: result}
         trial = replace(trial, keys=line.keys())
@@ -129,8 +133,10 @@ def convert(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         finished = Path(scratch) / "result"
         with shown.stage("convert", f"{source.id} to OpenVINO IR") as advance:
-            parts = source, tiny, chosen, finished
-            run_apart(source.weight_bytes, convert_model, *parts, on_progress=advance)
+            run = partial(run_apart, source.weight_bytes, on_progress=advance)
+            if tiny:  # first, for it is quick: what is wrong with it is told soon
+                run(convert_tiny_decoder, tiny, finished, chosen.weights == "stored")
+            run(convert_model, source, chosen, finished)
         gc.collect()  # unmaps IR files, which Windows cannot move while they are open
         publish(finished, target)
     return target

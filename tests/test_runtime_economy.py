@@ -66,6 +66,9 @@ def test_the_quickest_way_below_the_limit_is_chosen(pipeline: Pipeline) -> None:
     choices = (Economy(), Economy(branches=IN_TURN, vae_tile=16, ahead=False))
     quick, thrifty = (max(expected(pipeline, one).values()) for one in choices)
     assert choose_economy(pipeline, LARGE, 1, int(quick) + 1) == Economy()
+    apart = max(expected(pipeline, Economy(ahead=False)).values())
+    if apart < quick:
+        assert choose_economy(pipeline, LARGE, 1, int(apart) + 1) == Economy(ahead=False)
     chosen = choose_economy(pipeline, LARGE, 1, int(quick) - 1)
     assert chosen != Economy()
     assert max(expected(pipeline, chosen).values()) < quick

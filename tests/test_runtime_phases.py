@@ -126,6 +126,15 @@ def test_what_is_compiled_beside_the_text_encoder_is_what_is_used(
     assert before_use == ["unet"]
 
 
+def test_a_fault_of_the_prompts_is_told_and_leaves_nothing(
+    folder: Path, alive: Callable[[], list[str]]
+) -> None:
+    settings = Settings(steps=2, prompt_weights=True)
+    with pytest.raises(InputError, match="never closed"):
+        list(draw_in_phases(load(folder), [Job("a (red")], settings))
+    assert alive() == []
+
+
 def test_a_unet_that_cannot_be_compiled_is_told(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     pipeline = load(copy)

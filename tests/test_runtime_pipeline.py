@@ -311,7 +311,9 @@ def test_compiled_models_are_cached_on_request(folder: Path, tmp_path: Path) -> 
     assert again.generate("a red circle", settings=QUICK).tobytes() == first.tobytes()
 
 
-def test_compiled_models_stay_within_a_size(folder: Path, tmp_path: Path) -> None:
+def test_compiled_models_stay_within_a_size(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = tmp_path / "cache"
     target = Target(cache_dir=kept)
     sizes = []
@@ -321,18 +323,19 @@ def test_compiled_models_stay_within_a_size(folder: Path, tmp_path: Path) -> Non
         compile_model(target, model, "the model")
         sizes.append(sum(file.stat().st_size for file in kept.glob("*.blob")))
     assert sizes == sorted(sizes)
-    (kept / "notes.txt").write_text("mine")
+    mine = {"notes.txt", "exported.blob"}
+    for name in mine:
+        (kept / name).write_text("x" * sizes[-1])
     keep_within(kept, sizes[-1])
-    assert len([*kept.glob("*.blob")]) == 3
-    oldest = min(kept.glob("*.blob"), key=lambda file: file.stat().st_mtime_ns)
-    for age, file in enumerate(sorted(kept.glob("*.blob"))):
-        when = 1e9 + (0 if file == oldest else 1000 + age)
-        os.utime(file, (when, when))
+    models = sorted(file for file in kept.iterdir() if file.name not in mine)
+    assert len(models) == 3
+    for age, file in enumerate((models[1], models[0], models[2])):
+        os.utime(file, (1e9 + age, 1e9 + age))
     keep_within(kept, sizes[-1] - 1)
-    assert len([*kept.glob("*.blob")]) == 2
-    assert not oldest.exists()
+    assert {file for file in kept.iterdir() if file.name not in mine} == {models[0], models[2]}
     keep_within(kept, 0)
-    assert [file.name for file in kept.iterdir()] == ["notes.txt"]
-    load = Pipeline.load(folder, cache_dir=kept, cache_bytes=0)
-    load.generate("a red circle", settings=QUICK)
-    assert [file.name for file in kept.iterdir()] == ["notes.txt"]
+    assert {file.name for file in kept.iterdir()} == mine
+    assert caplog.text == ""
+    Pipeline.load(folder, cache_dir=kept, cache_bytes=0).generate("a circle", settings=QUICK)
+    assert {file.name for file in kept.iterdir()} == mine
+    assert "raise --cache-size" in caplog.text

@@ -14,8 +14,12 @@ from toy_model import write_toy_model
 
 from sdcompress.demo import TINY_DECODER_DIR
 from sdcompress.errors import ConversionError, RecipeError, SourceError
+from sdcompress.executed import executed_layers
+from sdcompress.line import find_material
+from sdcompress.progress import SilentProgress
 from sdcompress.recipe import load_recipe, parse_recipe
 from sdcompress.runtime import BundleError, Job, Pipeline, Settings, draw_in_phases
+from sdcompress.runtime.settings import DECODERS
 from sdcompress.shipped import shipped_folder
 from sdcompress.source import locate
 from sdcompress.tiny_decoder import convert_tiny_decoder, locate_tiny_decoder
@@ -34,6 +38,10 @@ def change(folder: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def done(count: int, of: int) -> None:
+    assert count == of
+
+
 @pytest.mark.parametrize("scaling", [1.0, 2.0])
 @pytest.mark.parametrize("stored", [True, False])
 def test_its_pictures_are_those_of_diffusers(
@@ -41,8 +49,7 @@ def test_its_pictures_are_those_of_diffusers(
 ) -> None:
     change(copy, scaling_factor=scaling)
     folder = Path(shutil.copytree(baseline, tmp_path / "model"))
-    shutil.rmtree(folder / "tiny_decoder")
-    convert_tiny_decoder(locate_tiny_decoder(str(copy), locate("demo")), folder, stored=stored)
+    convert_tiny_decoder(locate_tiny_decoder(str(copy), locate("demo")), folder, stored, done)
     latents = np.random.default_rng(0).standard_normal((2, 4, 16, 24)).astype(np.float32)
     model = AutoencoderTiny.from_pretrained(copy).float().eval()
     with torch.no_grad():
@@ -58,7 +65,8 @@ def test_its_pictures_are_those_of_diffusers(
 
 
 def test_it_makes_the_picture_and_the_vae_is_not_loaded(bundle: Path) -> None:
-    pipeline, job = Pipeline.load(bundle, verify="never"), Job("a red ring", seed=1)
+    pipeline = Pipeline.load(bundle, verify="never")
+    job = Job("a small red circle above a large blue square", seed=1)
     tiny = Settings(25, 5.0, "dpmsolver++", decoder="tiny")
     whole = pipeline.draw([job], tiny)[0]
     phases: list[str] = []
@@ -68,6 +76,26 @@ def test_it_makes_the_picture_and_the_vae_is_not_loaded(bundle: Path) -> None:
     exact = pipeline.draw([job], replace(tiny, decoder="vae"))[0]
     difference = np.asarray(whole, float) - np.asarray(exact, float)
     assert 0 < np.square(difference).mean() < 100  # another decoder, the same picture
+
+
+def test_previews_are_made_by_the_quickest_decoder(bundle: Path, tmp_path: Path) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 4, 16, 16)).astype(np.float32)
+    with_one = Pipeline.load(bundle, verify="never")
+    tiny, vae = (with_one.decode(latents[:1], replace(TINY, decoder=one)) for one in DECODERS[::-1])
+    assert np.array_equal(np.asarray(with_one.preview(latents)), tiny[0])
+    assert not np.array_equal(tiny, vae)
+    without = Pipeline.load(write_toy_model(tmp_path / "model"))
+    latents = latents[:, :, :4, :4]
+    assert np.array_equal(np.asarray(without.preview(latents)), without.decode(latents)[0])
+
+
+def test_what_executes_is_told_of_the_baselines_way_to_draw(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["runtime"]["decoder"] = "tiny"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert list(executed_layers(copy)) == ["text_encoder", "unet", "vae_decoder"]
+    assert Pipeline.load(copy, verify="never").settings.decoder == "tiny"
 
 
 def test_a_model_without_one_says_so_before_any_work(tmp_path: Path) -> None:
@@ -96,6 +124,8 @@ def test_one_on_the_hub_is_pinned_to_its_commit(
         ({"_class_name": "AutoencoderKL"}, "is of AutoencoderKL"),
         ({"latent_channels": 16}, "has 16 latent channels, the VAE of demo has 4"),
         ({"num_decoder_blocks": [1, 1, 1]}, "has 3 levels, the VAE of demo has 4"),
+        ({"num_decoder_blocks": 4}, "has None levels"),
+        ({"upsampling_scaling_factor": 1}, "has 1 times as wide a level"),
     ],
 )
 def test_one_of_another_model_is_refused(
@@ -116,6 +146,27 @@ def test_missing_and_damaged_files_are_named(copy: Path, name: str) -> None:
         locate_tiny_decoder(str(copy), locate("demo"))
 
 
+def test_settings_that_are_no_object_are_named(copy: Path) -> None:
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(SourceError, match=r"config\.json: not a JSON object"):
+        locate_tiny_decoder(str(copy), locate("demo"))
+
+
+def test_the_demos_goes_with_the_demo_only(tmp_path: Path, model_folder: Path) -> None:
+    other = locate(str(shutil.copytree(model_folder, tmp_path / "other")))
+    with pytest.raises(SourceError, match="goes with the model 'demo'"):
+        locate_tiny_decoder("demo", other)
+    told: list[str] = []
+    progress = SilentProgress()
+    progress.notice = told.append  # type: ignore[method-assign]
+    file = shipped_folder("recipes") / "unet_int8.yaml"
+    model = f"model={json.dumps(other.id)}"
+    assert find_material(load_recipe(file, (model,)), progress).tiny_decoder is None
+    assert "tiny decoder is left out" in told[0]
+    with pytest.raises(SourceError, match="goes with the model 'demo'"):
+        find_material(load_recipe(file, (model, "runtime.decoder=tiny")), progress)
+
+
 def test_a_name_that_is_nothing_is_refused() -> None:
     with pytest.raises(SourceError, match="neither 'demo', an existing folder, nor a hub id"):
         locate_tiny_decoder("no such thing", locate("demo"))
@@ -124,8 +175,8 @@ def test_a_name_that_is_nothing_is_refused() -> None:
 def test_weights_that_do_not_fit_their_settings_are_refused(copy: Path, tmp_path: Path) -> None:
     change(copy, decoder_block_out_channels=[48, 48, 48, 48])
     found = locate_tiny_decoder(str(copy), locate("demo"))
-    with pytest.raises(ConversionError, match="diffusers cannot load it"):
-        convert_tiny_decoder(found, tmp_path / "out", stored=True)
+    with pytest.raises(ConversionError, match="could not be converted"):
+        convert_tiny_decoder(found, tmp_path / "out", True, done)
 
 
 def test_a_recipe_that_draws_with_one_has_to_bring_it() -> None:

@@ -63,7 +63,7 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
     Raises InputError, with what the thriftiest takes, when none is, and where nothing is foreseen.
     """
     least: dict[str, float] = {}
-    for economy in _choices():
+    for economy in _choices(pipeline.economy.branches):
         expected = expected_peaks(pipeline, settings, batch, economy)
         if expected is None:
             continue  # the files were made for another shape
@@ -83,10 +83,11 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
     )
 
 
-def _choices() -> Iterator[Economy]:
-    yield Economy()
+def _choices(branches: str | None) -> Iterator[Economy]:
+    """The quickest first, with the branches asked for as they are, if that can be."""
     for tile in (None, *_TILES):
-        yield from (Economy(branches, tile, ahead=False) for branches in (None, IN_TURN))
+        for one in dict.fromkeys((branches, IN_TURN)):
+            yield from (Economy(one, tile, ahead) for ahead in (True, False))
 
 
 def expected_peaks(

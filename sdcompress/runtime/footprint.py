@@ -24,7 +24,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     `load_seconds` includes the compilation of every component, and `loaded_at` is when that ended,
     in seconds since the epoch. `image_seconds` is the median time of a batch drawn alone,
     `unet_step_seconds` its denoising over the calls of the UNet and `parts_seconds` what each part
-    took; `images_per_second` counts all pictures when batches overlap.
+    took, as "vae_decoder" whichever decoder it was; `images_per_second` counts all pictures when
+    batches overlap.
     """
     settings = Settings(**job["settings"])
     batch, lanes = job.get("batch", 1), job.get("streams", 1)

@@ -80,7 +80,7 @@ def _compiled_ahead(
     pipeline: Pipeline, jobs: Sequence[Job], settings: Settings, batch: int
 ) -> Iterator[None]:
     """Compiles the UNet beside the block, where it is known what it will be asked for."""
-    known = not settings.long_prompts and all(job.image is None for job in jobs)
+    known = jobs and not settings.long_prompts and all(job.image is None for job in jobs)
     if not (pipeline.economy.ahead and known):
         yield
         return

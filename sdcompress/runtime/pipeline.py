@@ -29,7 +29,7 @@ from sdcompress.runtime.components import (
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import CACHE_BYTES, Target, precision_by_default
-from sdcompress.runtime.economy import SIDE_BY_SIDE, Economy
+from sdcompress.runtime.economy import BRANCHES, SIDE_BY_SIDE, Economy
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
@@ -148,6 +148,13 @@ class Pipeline:
         """The whole UNet as the denoising loop asks it; wrap it and pass that to `denoise`."""
         return self._unets.asked(Settings(), self.economy, 1)
 
+    def other_branches(self, settings: Settings) -> tuple[str, ...]:
+        """The ways to ask for the branches of guidance that are not the usual one here."""
+        if not settings.guided or not self._unets.declared.any_batch:
+            return ()
+        usual = self._unets.branches(settings, Economy())
+        return tuple(way for way in BRANCHES if way != usual)
+
     def network(self, settings: Settings, pictures: int = 1) -> Unet:
         """What `denoise` asks with these settings, which may leave out some of the UNet's work.
 
@@ -173,8 +180,14 @@ class Pipeline:
             part.compile_for(shapes, at_once)
 
     def compile_unet(self, settings: Settings, batch: int = 1) -> None:
-        """Compile now what denoising from noise with prompts of the usual length needs."""
-        text = (self.prompts.tokenize([""]).shape[1], self._unets.declared.text_width)
+        """Compile now what denoising from noise with prompts of the usual length needs.
+
+        Nothing where the UNet's file leaves open how wide embeddings are.
+        """
+        width = self._unets.declared.text_width
+        if width is None:
+            return
+        text = (self.prompts.tokenize([""]).shape[1], width)
         for part, shapes, at_once in self._shapes(settings, batch, self.economy, text):
             if part is not self.decoder(settings):
                 part.compile_for(shapes, at_once)
@@ -184,10 +197,12 @@ class Pipeline:
     ) -> dict[str, Content] | None:
         """What the parts will put into memory for text-to-image, by their names.
 
-        None where one of them cannot take the shapes.
+        None where one of them cannot take the shapes, or leaves open how wide embeddings are.
         """
-        piece = self.prompts.tokenize([""]).shape
-        text = (piece[1], self._unets.declared.text_width)
+        piece, width = self.prompts.tokenize([""]).shape, self._unets.declared.text_width
+        if width is None:
+            return None
+        text = (piece[1], width)
         parts = ((self._text_encoder, {"input_ids": piece}, 1),
                  *self._shapes(settings, batch, economy, text))  # fmt: skip
         found: dict[str, Content] = {}
@@ -226,9 +241,9 @@ class Pipeline:
         parts = [part for part in self._components(settings) if not names or part.name in names]
         return {part.name: part.execution_precision for part in parts}
 
-    def compiled_models(self) -> dict[str, ov.CompiledModel]:
+    def compiled_models(self, settings: Settings | None = None) -> dict[str, ov.CompiledModel]:
         """Each component as the device runs it; compiles those that are not yet."""
-        return {part.name: part.compiled for part in self._components(None)}
+        return {part.name: part.compiled for part in self._components(settings)}
 
     def encode(self, texts: Sequence[str], settings: Settings | None = None) -> Float32:
         """Prompts -> embeddings float32 [n, 77, d], as :meth:`PromptEncoder.encode` has them."""

@@ -128,10 +128,10 @@ class Declared:
         return bool(self.shapes["sample"][0].is_dynamic)
 
     @property
-    def text_width(self) -> int:
-        """Values of a token's embedding."""
-        width: int = self.shapes[_TEXT][2].get_length()
-        return width
+    def text_width(self) -> int | None:
+        """Values of a token's embedding; None where the file leaves that open."""
+        width = self.shapes[_TEXT][2]
+        return width.get_length() if width.is_static else None
 
 
 @dataclass(frozen=True)

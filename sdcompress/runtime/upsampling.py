@@ -15,7 +15,7 @@ from openvino import opset13 as opset
 from sdcompress.runtime.arrays import Float32
 
 _REPEATS = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor"}  # fmt: skip
+            "nearest_mode": "floor", "pads_begin": [0] * 4, "pads_end": [0] * 4}  # fmt: skip
 _CONVOLVES = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1],
               "auto_pad": "explicit"}  # fmt: skip
 
@@ -47,7 +47,7 @@ def _convolves_doubled(op: ov.Node) -> bool:
 
 def _says(op: ov.Node, attributes: Mapping[str, object]) -> bool:
     found = op.get_attributes()
-    return all(found[name] == value for name, value in attributes.items())
+    return all(found.get(name) == value for name, value in attributes.items())
 
 
 def _doubles(op: ov.Node) -> bool:
@@ -59,11 +59,10 @@ def _doubles(op: ov.Node) -> bool:
         known = scales.get_type_name() == axes.get_type_name() == "Constant"
         return bool(known and list(axes.data) == [2, 3] and list(scales.data) == [2.0, 2.0])
     before, after = op.input_value(0).partial_shape, op.output(0).partial_shape
-    return bool(
-        before.is_static
-        and after.is_static
-        and [2 * side for side in before.to_shape()[2:]] == list(after.to_shape()[2:])
-    )
+    if before.is_dynamic or after.is_dynamic:
+        return False
+    batch, channels, *sides = before.to_shape()
+    return [batch, channels, *(2 * side for side in sides)] == list(after.to_shape())
 
 
 def _float_constant(node: ov.Node) -> ov.Node | None:

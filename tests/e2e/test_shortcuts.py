@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from conftest import quick_recipe
 from PIL import Image
 
+from sdcompress import assessment
 from sdcompress.assessment import evaluate, sweep
 from sdcompress.cli import main
 from sdcompress.errors import QualityGateFailed, QualityUndecided
@@ -32,7 +33,8 @@ def report_of(folder: Path) -> dict:
 
 def test_the_quality_is_that_of_pictures_drawn_with_them(bundle: Path, tmp_path: Path) -> None:
     reports: list[dict] = []
-    for name, further in (("plain", ()), ("fast", ("runtime={cache_interval: 4, steps: 5}",))):
+    shortcuts = "runtime={cache_interval: 4, steps: 5, decoder: tiny}"
+    for name, further in (("plain", ()), ("fast", (shortcuts,))):
         output = bundle.parent / f"{tmp_path.name}-{name}"  # shares the store
         with suppress(QualityUndecided):  # four pictures need not suffice
             evaluate(bundle, output, overrides=(*FEW, *further))
@@ -50,13 +52,17 @@ def test_the_quality_is_that_of_pictures_drawn_with_them(bundle: Path, tmp_path:
     for name in ("unet_sqnr_db", "latents_sqnr_db"):
         assert fast["quality"][name] == plain["quality"][name]
     page = (output / "report/report.html").read_text(encoding="utf-8")
-    assert "drawn with shortcuts: steps 5, cache_interval 4" in page
+    assert "drawn with shortcuts: steps 5, cache_interval 4, decoder tiny" in page
     assert "drawn with shortcuts" in (output / "report/report.md").read_text(encoding="utf-8")
 
 
 def test_combinations_are_swept_and_nothing_is_measured_twice(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wanted: list[set[str]] = []
+    monkeypatch.setattr(
+        assessment, "look_ahead", lambda _, __, stages, **___: wanted.append(set(stages))
+    )
     grid = Grid(cache_intervals=(1, 3), attention_strides=(1,), guidance_ends=(1.0, 0.5))
     found, drop = sweep(bundle, grid, overrides=FEW)
     assert [one.shortcuts for one in found] == [
@@ -72,6 +78,7 @@ def test_combinations_are_swept_and_nothing_is_measured_twice(
     assert quickest.on_front
     again, _ = sweep(bundle, grid, overrides=FEW)
     assert again == found  # times as well: they were kept
+    assert [one & {"draw", "measure"} for one in wanted] == [{"draw", "measure"}, set()]
 
     arguments = ("--cache-interval", 1, "--cache-interval", 3, "--attention-stride", 1,
                  "--guidance-end", 1, "--samples", 4)  # fmt: skip
@@ -90,6 +97,21 @@ def test_a_sweep_needs_a_bundle(tmp_path: Path, baseline: Path) -> None:
     done = run("sweep", copy)
     assert done.exit_code == 2
     assert "has no manifest" in done.stderr
+
+
+def test_a_decoder_that_is_not_there_is_not_swept_over(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    shutil.rmtree(copy / "tiny_decoder")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in [one for one in manifest["files"] if one.startswith("tiny_decoder/")]:
+        del manifest["files"][name]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for arguments in (("sweep", copy, "--decoder", "tiny"),
+                      ("evaluate", copy, "--set", "runtime.decoder=tiny"),
+                      ("generate", copy, "a red ring", "--decoder", "tiny")):  # fmt: skip
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert "has no tiny_decoder" in done.stderr
 
 
 def trade_off(seconds: float, score: float, low: float, **shortcuts: float) -> TradeOff:

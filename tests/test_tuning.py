@@ -1,0 +1,48 @@
+"""What `bench` tries, and what is remembered of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_model import write_toy_model
+
+from sdcompress.errors import InputError
+from sdcompress.runtime import Pipeline, Settings
+from sdcompress.tuning import Cell, Tuning, grid, recall, remember
+
+
+def test_every_combination_is_tried_and_one_picture_in_other_ways() -> None:
+    found = grid((1, 2), (4,), Settings(), (None, 3), ("in turn",))
+    plain = [one for one in found if one.branches is None]
+    assert len(plain) == len(set(plain)) == 2 * 2 * 2 * 2  # streams, batches, shapes, threads
+    assert [one for one in found if one.branches] == [
+        Tuning(1, 1, True, threads, "in turn") for threads in (None, 3)
+    ]
+    thinned = grid((1,), (1,), Settings(attention_stride=2))
+    assert [one.static for one in thinned] == [True]
+
+
+def test_only_what_the_file_allows_is_another_way(tmp_path: Path) -> None:
+    free, fixed = (
+        Pipeline.load(write_toy_model(tmp_path / str(batch), batch=batch)) for batch in (-1, 2)
+    )
+    assert free.other_branches(Settings()) == ("in one batch", "in turn")
+    assert free.other_branches(Settings(guidance_end=0.5)) == ("in one batch", "side by side")
+    assert free.other_branches(Settings(guidance_scale=1.0)) == ()
+    assert fixed.other_branches(Settings()) == ()
+
+
+def test_what_is_remembered_is_recalled_and_damage_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    tuning = Tuning(2, 4, False, 3, "in turn")
+    best = {"latency": Cell(tuning, 1.0, 1.0, None)}
+    file = remember(tmp_path, "CPU", None, best)
+    assert recall(tmp_path, "CPU", None, "latency") == tuning
+    # What an earlier version left.
+    file.write_text(json.dumps({"latency": {"streams": 2, "batch": 1, "static": True}}))
+    assert recall(tmp_path, "CPU", None, "latency") == Tuning(2, 1, True)
+    file.write_text(json.dumps({"latency": {"branches": "sideways"}}))
+    with pytest.raises(InputError, match="was not measured on this machine"):
+        recall(tmp_path, "CPU", None, "latency")
