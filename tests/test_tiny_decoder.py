@@ -75,7 +75,8 @@ def test_it_makes_the_picture_and_the_vae_is_not_loaded(bundle: Path) -> None:
     assert picture.tobytes() == whole.tobytes()
     exact = pipeline.draw([job], replace(tiny, decoder="vae"))[0]
     difference = np.asarray(whole, float) - np.asarray(exact, float)
-    assert 0 < np.square(difference).mean() < 100  # another decoder, the same picture
+    # Another decoder, the same picture: 22 dB are asked of it, other pictures have 15.
+    assert 0 < np.square(difference).mean() < 255**2 / 10**2.2
 
 
 def test_previews_are_made_by_the_quickest_decoder(bundle: Path, tmp_path: Path) -> None:
