@@ -160,7 +160,8 @@ def draw(
         resolved,
         tuning,
         in_turn=engine.in_turn(tuning, decodes_early=preview and not pipeline.has_tiny_decoder),
-        foreseen=begin.image is None and not resolved.long_prompts and not preview,
+        known=begin.image is None and not resolved.long_prompts,
+        previews=preview,
     )
     if engine.max_memory is not None:
         memory.limit(engine.max_memory)
@@ -187,15 +188,16 @@ def draw(
 class _Memory:
     """How pictures are drawn as far as memory goes, and what that takes.
 
-    `foreseen` says whether what is expected is known: not for sizes that pictures to begin with
-    bring along, not for prompts of any length, and not beside previews.
+    `known` says whether it is known beforehand what models will be asked for: neither for sizes
+    that pictures to begin with bring along, nor for prompts of any length.
     """
 
     pipeline: Pipeline
     settings: Settings
     tuning: Tuning
     in_turn: bool
-    foreseen: bool
+    known: bool
+    previews: bool
     peaks: PhasePeaks = field(default_factory=PhasePeaks)
 
     def limit(self, most: int) -> None:
@@ -205,7 +207,7 @@ class _Memory:
                 "--max-memory needs the parts in turn: leave out --keep-loaded, --preview and "
                 "several streams"
             )
-        if not self.foreseen:
+        if not self.known or self.previews:
             raise InputError(
                 "--max-memory goes without --image, --long-prompts and --preview: what those take "
                 "is not foreseen"
@@ -232,13 +234,13 @@ class _Memory:
     def told(self, most: int | None, *, whole: bool) -> Iterator[str]:
         """Lines about what was taken: all, or only that it was more than the limit."""
         if whole:
-            expected = self.foreseen and expected_peaks(
+            expected = self.known and not self.previews and expected_peaks(
                 self.pipeline, self.settings, self.tuning.batch, self.pipeline.economy,
                 in_turn=self.in_turn, streams=self.tuning.streams,
             )  # fmt: skip
             parts = "parts in turn" if self.in_turn else "all parts loaded"
             economy = self.pipeline.economy
-            if not (self.in_turn and self.foreseen):
+            if not (self.in_turn and self.known):
                 economy = replace(economy, ahead=False)
             title = f"{parts}, {economy.describe()}"
             yield from report(title, expected or {}, self.peaks.peaks)

@@ -18,7 +18,7 @@ from sdcompress.cli import main
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.grammar import parse
 from sdcompress.demo.render import render
-from sdcompress.runtime import NotFiniteError, Pipeline
+from sdcompress.runtime import NotFiniteError, Pipeline, Settings
 
 PICTURE = Path(__file__).parents[1] / "docs/unet_int8.png"
 
@@ -263,10 +263,10 @@ def test_a_picture_that_cannot_be_decoded_leaves_the_others_their_names(
 ) -> None:
     plain, calls = Pipeline.decode, iter(range(3))
 
-    def breaking(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
+    def breaking(pipeline: Pipeline, latents: np.ndarray, settings: Settings) -> np.ndarray:
         if next(calls) == 1:
             raise NotFiniteError("the second")
-        return plain(pipeline, latents)
+        return plain(pipeline, latents, settings)
 
     monkeypatch.setattr(Pipeline, "decode", breaking)
     done = run(
@@ -416,7 +416,7 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
         "--images", 2,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    rows = [line.split() for line in done.output.splitlines() if line.startswith(" ")][1:]
+    rows = [line.split() for line in done.output.splitlines() if line.startswith(" ")]
     assert [row[:5] for row in rows] == [
         ["2", "1", shapes, "1", "auto"] for shapes in ("dynamic", "fixed")
     ]

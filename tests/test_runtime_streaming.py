@@ -106,9 +106,9 @@ def test_decoding_overlaps_with_the_next_denoising(folder: Path) -> None:
     second_began = threading.Event()
     plain = pipeline.decode
 
-    def decode(latents: np.ndarray) -> np.ndarray:
+    def decode(latents: np.ndarray, settings: Settings) -> np.ndarray:
         assert second_began.wait(20)
-        return plain(latents)
+        return plain(latents, settings)
 
     pipeline.decode = decode  # type: ignore[method-assign]
     calls: list[Step] = []

@@ -69,7 +69,7 @@ def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> No
     listener = Listener()
     second = quantize(quick_recipe("unet_int8"), build_folder / "second", progress=listener)
     assert set(listener.reuses) == {
-        "convert", "calibrate", "ranges", "compress",
+        "convert", "calibrate", "ranges", "compress", "tiny",
         "draw", "score", "sqnr", "layers", "measure",
     }  # fmt: skip
     mine, other = (
