@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sdcompress.bundle import publish
 from sdcompress.errors import BundleError, CalibrationError, InputError
 from sdcompress.evaluate.records import ComponentSize
@@ -39,7 +37,7 @@ from sdcompress.runtime import (
 from sdcompress.runtime.layout import read_layout
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import require_whole
-from sdcompress.sweep import Grid, Shortcuts, TradeOff, describe, finished, measure_trade_offs
+from sdcompress.sweep import Grid, TradeOff, describe, finished, measure_trade_offs
 from sdcompress.trial import LONG_STAGES, Trial
 from sdcompress.verdict import Run, reach_verdict, require_passed
 
@@ -147,21 +145,13 @@ def sweep(
     recipe = _how(judged, None, overrides)
     target = output_folder(recipe, folder.with_name(f"{folder.name}-sweep"))
     _require_decoders(folder, grid.decoders)
-    candidates = [_runtime(one) for one in grid.shortcuts()]
+    candidates = [Runtime.of(one, f"cannot draw with {describe(one)}") for one in grid.shortcuts()]
     expect = partial(estimate_sweep, candidates=candidates, turns=turns)
     with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
         wanted = {"convert", "draw", "measure"} - line.finished() - finished(trial, grid, turns)
         look_ahead(line, target, wanted, refuse=not ignore_preflight, expect=expect)
         whole, folders = _with_baseline(line, trial, folder)
         return measure_trade_offs(whole, folders, grid, turns), recipe.budgets.clip_score_drop
-
-
-def _runtime(shortcuts: Shortcuts) -> Runtime:
-    try:
-        return Runtime.model_validate(shortcuts)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"cannot draw with {describe(shortcuts)}: {faults}") from None
 
 
 def _require_decoders(folder: Path, decoders: Collection[str]) -> None:

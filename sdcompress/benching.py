@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from sdcompress.runtime import Pipeline
-from sdcompress.runtime.settings import bundled_settings
 from sdcompress.starting import describe, measure_start
 from sdcompress.tuning import (
     default_streams,
@@ -32,10 +31,10 @@ def bench(
     precision: str | None,
 ) -> Iterator[str]:
     """Measures, yields lines to read, and remembers the recommendation."""
-    settings = bundled_settings(bundle)
+    pipeline = Pipeline.load(bundle, device=device, execution_precision=precision)
+    settings = pipeline.settings
     if steps is not None:
         settings = replace(settings, steps=steps)
-    pipeline = Pipeline.load(bundle, device=device, execution_precision=precision)
     tunings = grid(
         streams or default_streams(),
         batches or (1, 2, 4),

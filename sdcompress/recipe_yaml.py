@@ -8,16 +8,16 @@ import copy
 import difflib
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sdcompress.errors import RecipeError
+from sdcompress.errors import InputError, RecipeError
 
 KeyPath = tuple[str | int, ...]
 
@@ -34,6 +34,15 @@ class Section(BaseModel):
     """A part of the recipe: immutable, and unknown keys are faults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, options: Mapping[str, object], refusal: str) -> Self:
+        """Makes it of options that stand in no file. Raises InputError beginning with `refusal`."""
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise InputError(f"{refusal}: {'; '.join(faults)}") from None
 
 
 @dataclass(frozen=True)

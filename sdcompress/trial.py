@@ -190,17 +190,17 @@ class Trial:
         )
 
     def _picture_key(self, way: Way) -> str:
-        settings, tiny = asdict(way.settings), self._tiny_decoder(way)
-        return self._key(
-            model=self.keys[way.side],
-            settings=settings,
-            precision=way.execution_precision,
-            tiny_decoder=tiny,
-        )
+        return self._key(**self._drawn_with(way))
 
-    def _tiny_decoder(self, way: Way) -> str | None:
-        """The key of the tiny decoder, where that makes the pictures."""
-        return self.keys.get(TINY_DECODER) if way.settings.decoder == "tiny" else None
+    def _drawn_with(self, way: Way) -> dict[str, object]:
+        """What pictures of a way to draw depend on, whatever they show."""
+        tiny = way.settings.decoder == "tiny"
+        return {
+            "model": self.keys[way.side],
+            "settings": asdict(way.settings),
+            "precision": way.execution_precision,
+            "tiny_decoder": self.keys.get(TINY_DECODER) if tiny else None,
+        }
 
     def holds(self, way: Way) -> bool:
         """Whether all pictures of a way to draw are there."""
@@ -325,17 +325,8 @@ class Trial:
 
     def _performance_key(self, ways: Mapping[str, Way]) -> str:
         prompt = ways[BASELINE].shots[0].prompt.text
-        settings = [asdict(ways[side].settings) for side in (BASELINE, COMPRESSED)]
-        turns = self.recipe.evaluate.timed_images
-        tiny = self._tiny_decoder(ways[COMPRESSED])
-        return self._key(
-            BASELINE,
-            COMPRESSED,
-            prompt=prompt,
-            settings=settings,
-            turns=turns,
-            tiny_decoder=tiny,
-        )
+        both = [self._drawn_with(ways[side]) for side in (BASELINE, COMPRESSED)]
+        return self._key(drawn=both, prompt=prompt, turns=self.recipe.evaluate.timed_images)
 
     def _performance(self, ways: Mapping[str, Way], folders: Folders) -> Performance:
         turns = self.recipe.evaluate.timed_images
@@ -380,29 +371,19 @@ class Trial:
 
     def _footprint_key(self, way: Way, turn: int, beside: Sequence[Way]) -> str:
         return self._key(
-            way.side,
+            **self._drawn_with(way),
             prompt=way.shots[0].prompt.text,
-            settings=asdict(way.settings),
-            precision=way.execution_precision,
             turn=turn,
             beside=[asdict(one.settings) for one in beside],
-            tiny_decoder=self._tiny_decoder(way),
         )
 
     def _least_memory(self, way: Way, folders: Folders, side: Side) -> int:
         variant, prompt = way.variant(folders, self.recipe.device), way.shots[0].prompt.text
         peak = int(side.peak_rss_bytes.high)
-        settings = asdict(way.settings)
         return self.store.record(
             self.progress,
             "limit",
-            self._key(
-                way.side,
-                prompt=prompt,
-                settings=settings,
-                precision=way.execution_precision,
-                tiny_decoder=self._tiny_decoder(way),
-            ),
+            self._key(**self._drawn_with(way), prompt=prompt),
             f"{way.title}: smallest memory that suffices",
             int,
             lambda _, advance: least_memory_bytes(variant, prompt, peak, advance),

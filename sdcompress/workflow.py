@@ -12,8 +12,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from sdcompress.bundle import REPORT, assemble, publish, seal
 from sdcompress.compress import CompressedIR
 from sdcompress.convert import convert as convert_model
@@ -118,11 +116,7 @@ def convert(
     `options` are those of the recipe's `convert` section: weights, tiny_decoder, batch, height and
     width.
     """
-    try:
-        chosen = Convert.model_validate(options)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"cannot convert so: {faults}") from None
+    chosen = Convert.of(options, "cannot convert so")
     target = Path(output).resolve()
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{target} is not empty; choose a new folder")

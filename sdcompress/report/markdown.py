@@ -26,8 +26,8 @@ def write_markdown(report: Mapping[str, Any]) -> str:
     recipe, model = report["recipe"], report["model"]
     parts = [
         f"# {recipe['name']}: {report['status']}",
-        f"{_sentence(recipe['description'])}Model `{model['id']}` at `{model['revision']}`."
-        f"{drawn_with(report)}",
+        f"{_sentence(recipe['description'])}Model `{model['id']}` at `{model['revision']}`. "
+        f"{drawn_with(report)}".rstrip(),
         *_section("Budgets", budget_rows(report)),
         *_section("Quality", quality_rows(report)),
         *_notes(report),
@@ -48,7 +48,7 @@ def drawn_with(report: Mapping[str, Any]) -> str:
     if not found:
         return ""
     return (
-        f" The compressed model is drawn with shortcuts: {found}. Pictures and times are so; SQNR "
+        f"The compressed model is drawn with shortcuts: {found}. Pictures and times are so; SQNR "
         "compares the networks without."
     )
 

@@ -184,10 +184,9 @@ class Pipeline:
 
         Nothing where the UNet's file leaves open how wide embeddings are.
         """
-        width = self._unets.declared.text_width
-        if width is None:
+        text = self._text_shape()
+        if text is None:
             return
-        text = (self.prompts.tokenize([""]).shape[1], width)
         for part, shapes, at_once in self._shapes(settings, batch, self.economy, text):
             if part is not self.decoder(settings):
                 part.compile_for(shapes, at_once)
@@ -199,11 +198,11 @@ class Pipeline:
 
         None where one of them cannot take the shapes, or leaves open how wide embeddings are.
         """
-        piece, width = self.prompts.tokenize([""]).shape, self._unets.declared.text_width
-        if width is None:
+        text = self._text_shape()
+        if text is None:
             return None
-        text = (piece[1], width)
-        parts = ((self._text_encoder, {"input_ids": piece}, 1),
+        ids: Shapes = {"input_ids": (1, text[0])}
+        parts = ((self._text_encoder, ids, 1),
                  *self._shapes(settings, batch, economy, text))  # fmt: skip
         found: dict[str, Content] = {}
         for part, shapes, at_once in parts:
@@ -213,6 +212,11 @@ class Pipeline:
             content = content.times(at_once)
             found[part.name] = found[part.name] + content if part.name in found else content
         return found
+
+    def _text_shape(self) -> tuple[int, int] | None:
+        """Tokens and width of a usual prompt's embeddings; None where the UNet leaves it open."""
+        width = self._unets.declared.text_width
+        return None if width is None else (self.prompts.tokenize([""]).shape[1], width)
 
     def prompt_cache(self) -> EmbeddingCache | None:
         """Where this user's encoded prompts are kept; None for a folder without a manifest."""
