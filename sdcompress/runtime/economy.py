@@ -84,9 +84,12 @@ def choose_economy(pipeline: "Pipeline", settings: Settings, batch: int, limit: 
 
 
 def _choices(branches: str | None) -> Iterator[Economy]:
-    """The quickest first, with the branches asked for as they are, if that can be."""
+    """The quickest first, with the branches asked for as they are, if that can be.
+
+    Side by side, the usual way, takes more than one batch of both, and that more than in turn.
+    """
     for tile in (None, *_TILES):
-        for one in dict.fromkeys((branches, IN_TURN)):
+        for one in dict.fromkeys((branches, TOGETHER, IN_TURN)):
             yield from (Economy(one, tile, ahead) for ahead in (True, False))
 
 
