@@ -24,7 +24,7 @@ from sdcompress.runtime import (
     Settings,
     draw_in_phases,
 )
-from sdcompress.runtime.components import Component
+from sdcompress.runtime.components import Component, _Request
 from sdcompress.runtime.economy import BRANCHES, IN_TURN, SIDE_BY_SIDE, TOGETHER
 
 QUICK = Settings(steps=3)
@@ -167,6 +167,45 @@ def test_what_is_denoised_is_not_lost_when_it_ends_early(
             finished.append(job)
     assert finished == JOBS[:2]
     assert seen[-1] == []  # the fault did not keep the UNet
+
+
+def test_a_fault_of_the_device_does_not_keep_the_unet(
+    folder: Path, alive: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told in words of our own, with the device's behind them."""
+    calls, seen = 0, []
+    plain = _Request.start
+
+    def breaking(request: _Request, values: Any, ports: Any) -> None:
+        nonlocal calls
+        if "timestep" in values:
+            calls += 1
+            if calls == 10:  # two branches, four calls: in the second picture
+                raise RuntimeError("out of memory")
+        plain(request, values, ports)
+
+    monkeypatch.setattr(_Request, "start", breaking)
+    with pytest.raises(InputError, match="out of memory") as caught:
+        for _ in draw_in_phases(load(folder), JOBS, QUICK, on_phase=lambda _: seen.append(alive())):
+            pass
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert seen[-2:] == [["unet"], []]
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_is_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    plain = Component._compile
+
+    def noting(component: Component, *asked: Any) -> Any:
+        compiled.append(component.name)
+        return plain(component, *asked)
+
+    monkeypatch.setattr(Component, "_compile", noting)
+    with pytest.raises(InputError, match="seed"):
+        list(draw_in_phases(load(folder), [*JOBS, Job("a star", seed=-1)], QUICK))
+    assert compiled == []
 
 
 def test_a_step_callback_stops_it(folder: Path) -> None:

@@ -49,12 +49,18 @@ def draw_in_phases(
     batch = min(batch, len(jobs)) or 1
     groups = [jobs[begin : begin + batch] for begin in range(0, len(jobs), batch)]
     decoder = pipeline.decoder(settings).name
+    with_images = any(job.image for job in jobs)
     try:
         on_phase("text_encoder")
+        # What cannot be drawn from noise is told before anything is compiled.
+        starts = [] if with_images else _begun(pipeline, groups, settings)
         with _compiled_ahead(pipeline, jobs, settings, batch):
             texts = _encoded(pipeline, groups, settings, cache)
             pipeline.release("text_encoder")
-        starts = _begun(pipeline, groups, settings, on_phase)
+        if with_images:
+            on_phase("vae_encoder")
+            starts = _begun(pipeline, groups, settings)
+            pipeline.release("vae_encoder")
         on_phase("unet")
         latents, fault = _denoised(pipeline, starts, texts, settings, on_step)
         del starts, texts
@@ -112,13 +118,9 @@ def _encoded(
 
 
 def _begun(
-    pipeline: Pipeline, groups: Sequence[Sequence[Job]], settings: Settings, on_phase: OnPhase
+    pipeline: Pipeline, groups: Sequence[Sequence[Job]], settings: Settings
 ) -> list[list[Start]]:
-    if any(job.image for group in groups for job in group):
-        on_phase("vae_encoder")
-    starts = [[pipeline.begin(job, settings) for job in group] for group in groups]
-    pipeline.release("vae_encoder")
-    return starts
+    return [[pipeline.begin(job, settings) for job in group] for group in groups]
 
 
 def _denoised(
@@ -140,10 +142,22 @@ def _denoised(
                 filled, *_filled(texts(number), missing), settings, on_step=on_step
             )
         except (Exception, KeyboardInterrupt) as fault:  # noqa: BLE001  # raised again later
-            # Its traceback would keep the UNet in memory.
-            return latents, fault.with_traceback(None)
+            _forget_frames(fault)
+            return latents, fault
         latents.extend(clean[: len(group)])
     return latents, None
+
+
+def _forget_frames(fault: BaseException) -> None:
+    """Clears the tracebacks of a fault and of those behind it: they would keep the UNet."""
+    waiting: list[BaseException | None] = [fault]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            waiting += [one.__cause__, one.__context__]
 
 
 def _filled(texts: Texts, missing: int) -> Texts:
