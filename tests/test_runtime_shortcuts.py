@@ -17,7 +17,8 @@ from toy_model import write_toy_model
 
 from sdcompress.runtime import Economy, InputError, Job, Pipeline, Settings
 from sdcompress.runtime.components import Component
-from sdcompress.runtime.economy import BRANCHES, expected_peaks
+from sdcompress.runtime.device import Target, opened_model
+from sdcompress.runtime.economy import BRANCHES, choose_economy, expected_peaks
 from sdcompress.runtime.graph import split_gates
 from sdcompress.runtime.unet import OfferingUnet, OuterUnet, UnetComponent
 
@@ -238,6 +239,23 @@ def test_memory_for_the_outer_layers_is_expected(baseline: Path) -> None:
     assert cached is not None
     assert plain["unet"] < cached["unet"] < 2 * plain["unet"]
     assert plain["vae_decoder"] == cached["vae_decoder"]
+
+
+def test_how_much_comes_from_below_is_read_once(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ways to draw are tried for a limit."""
+    read: list[Path] = []
+
+    def noting(target: Target, path: Path) -> Any:
+        read.append(path)
+        return opened_model(target, path)
+
+    monkeypatch.setattr("sdcompress.runtime.unet.opened_model", noting)
+    with pytest.raises(InputError, match="does not suffice"):
+        choose_economy(load(baseline), Settings(cache_interval=2), 1, 1)
+    # What the file declares, and both branches in one batch or one of them.
+    assert len(read) == 3
 
 
 def test_all_that_draws_is_compiled_beforehand(

@@ -169,16 +169,26 @@ class OuterUnet(_DividedUnet):
     added = (DEEP,)
     whole = False
 
+    def __init__(self, path: Path, target: Target, stride: int, declared: Declared, depth: int):
+        super().__init__(path, target, stride, declared, depth)
+        self._from_below: dict[tuple[object, ...], tuple[int, ...]] = {}
+
     def change(self, model: ov.Model) -> None:
         take_deep(model, self._depth)
 
     def shapes(self, asked: Shapes) -> Shapes:
-        # Reads the file to see how large what comes from below is.
+        key = tuple(asked.items())
+        if key not in self._from_below:
+            self._from_below[key] = self._read_from_below(asked)
+        return asked | {DEEP: self._from_below[key]}
+
+    def _read_from_below(self, asked: Shapes) -> tuple[int, ...]:
+        """The shape of what comes from below, for which the file is read."""
         with opened_model(self._target, self.path) as model:
             offer_deep(model, self._depth)
             model.reshape({name: ov.PartialShape(shape) for name, shape in asked.items()})
             deep = model.output(DEEP).partial_shape
-            return asked | {DEEP: (asked["sample"][0], *(one.get_length() for one in [*deep][1:]))}
+            return (asked["sample"][0], *(one.get_length() for one in [*deep][1:]))
 
 
 class CachedUnet:
