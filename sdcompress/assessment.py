@@ -37,7 +37,7 @@ from sdcompress.runtime import (
 from sdcompress.runtime.layout import read_layout
 from sdcompress.runtime.manifest import FILE_NAME as MANIFEST
 from sdcompress.runtime.manifest import require_whole
-from sdcompress.sweep import Grid, TradeOff, describe, finished, measure_trade_offs
+from sdcompress.sweep import Grid, TradeOff, allowed, finished, measure_trade_offs
 from sdcompress.trial import LONG_STAGES, Trial
 from sdcompress.verdict import Run, reach_verdict, require_passed
 
@@ -137,21 +137,29 @@ def sweep(
     """Measures what combinations of a bundle's shortcuts gain and cost on its evaluation prompts.
 
     Returns them with the recipe's budget for the drop of the CLIP score. What was measured before
-    is reused while nothing it depends on has changed. Raises BundleError and PreflightError as
-    `evaluate` does.
+    is reused while nothing it depends on has changed. Usual combinations that the recipe rules out
+    are left out with a notice. Raises InputError for others that it rules out, BundleError and
+    PreflightError as `evaluate` does.
     """
     folder = Path(bundle).resolve()
     judged, shown = _opened(folder), progress or SilentProgress()
     recipe = _how(judged, None, overrides)
     target = output_folder(recipe, folder.with_name(f"{folder.name}-sweep"))
     _require_decoders(folder, grid.decoders)
-    candidates = [Runtime.of(one, f"cannot draw with {describe(one)}") for one in grid.shortcuts()]
+    combinations, left_out = allowed(grid, recipe)
+    for scheduler in grid.schedulers:
+        require_scheduler(folder, scheduler)
+    if left_out:
+        shown.notice(f"{len(left_out)} of the usual combinations are left out: {left_out[0]}")
+    candidates = [Runtime.model_validate(one) for one in combinations]
     expect = partial(estimate_sweep, candidates=candidates, turns=turns)
     with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
-        wanted = {"convert", "draw", "measure"} - line.finished() - finished(trial, grid, turns)
+        done = line.finished() | finished(trial, combinations, turns)
+        wanted = {"convert", "draw", "measure"} - done
         look_ahead(line, target, wanted, refuse=not ignore_preflight, expect=expect)
         whole, folders = _with_baseline(line, trial, folder)
-        return measure_trade_offs(whole, folders, grid, turns), recipe.budgets.clip_score_drop
+        found = measure_trade_offs(whole, folders, combinations, turns)
+        return found, recipe.budgets.clip_score_drop
 
 
 def _require_decoders(folder: Path, decoders: Collection[str]) -> None:

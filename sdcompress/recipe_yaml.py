@@ -41,7 +41,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            faults = [f"{_dotted(_blamed(one))}: {_message(one)}" for one in error.errors()]
             raise InputError(f"{refusal}: {'; '.join(faults)}") from None
 
 
@@ -157,9 +157,7 @@ def _apply(layers: Layers, override: str) -> None:
 
 
 def _describe(layers: Layers, model: type[BaseModel], fault: Any) -> str:
-    cause = fault.get("ctx", {}).get("error")
-    below = cause.path if isinstance(cause, FaultyKeyError) else ()
-    path = _written_path(layers.data, (*fault["loc"], *below))
+    path = _written_path(layers.data, _blamed(fault))
     where, key = layers.where(path), _dotted(path)
     subject = f"  {where}: {key}: " if key else f"  {where}: "
     if fault["type"] == "extra_forbidden":
@@ -168,13 +166,24 @@ def _describe(layers: Layers, model: type[BaseModel], fault: Any) -> str:
         return subject + "required, but missing"
     if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return subject + _unknown_method(fault)
-    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = _message(fault)
     found = fault["input"]
     if fault["type"] == "literal_error" and isinstance(found, str):
         message += _nearest(found, fault["ctx"]["expected"])
     if isinstance(found, dict | BaseModel):
         return subject + message
     return f"{subject}{message}, found {found!r} ({_kind(found)})"
+
+
+def _blamed(fault: Any) -> KeyPath:
+    """The path of the key that one of pydantic's faults is about."""
+    cause = fault.get("ctx", {}).get("error")
+    below = cause.path if isinstance(cause, FaultyKeyError) else ()
+    return (*fault["loc"], *below)
+
+
+def _message(fault: Any) -> str:
+    return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
 
 
 def _unknown_method(fault: Any) -> str:

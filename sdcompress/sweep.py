@@ -8,9 +8,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from sdcompress.errors import InputError
 from sdcompress.evaluate.comparing import changes
 from sdcompress.evaluate.records import Estimate
 from sdcompress.identity import BASELINE, COMPRESSED
+from sdcompress.recipe import Recipe, Runtime
 from sdcompress.report.comparison import dominates
 from sdcompress.runtime import Settings
 from sdcompress.trial import Trial
@@ -19,40 +21,73 @@ from sdcompress.ways import Folders, Way
 Shortcuts = dict[str, int | float | str]  # keys of a recipe's `runtime` section
 
 
+# Keys of the `runtime` section, by the field of a grid that has their values.
+_KEYS = {
+    "cache_intervals": "cache_interval",
+    "cache_depths": "cache_depth",
+    "attention_strides": "attention_stride",
+    "guidance_begins": "guidance_begin",
+    "guidance_ends": "guidance_end",
+    "steps": "steps",
+    "schedulers": "scheduler",
+    "decoders": "decoder",
+}
+
+
 @dataclass(frozen=True)
 class Grid:
-    """The values to combine; of `steps`, None is as the recipe samples."""
+    """The values to combine; None is as the recipe samples."""
 
     cache_intervals: Sequence[int] = (1, 2, 3, 5)
+    cache_depths: Sequence[int] = (1,)
     attention_strides: Sequence[int] = (1, 2)
+    guidance_begins: Sequence[float] = (0.0,)
     guidance_ends: Sequence[float] = (1.0, 0.6)
     steps: Sequence[int | None] = (None,)
+    schedulers: Sequence[str | None] = (None,)
     decoders: Sequence[str] = ("vae",)
 
     def shortcuts(self) -> list[Shortcuts]:
         """Every combination as keys of a recipe's `runtime` section; none at all comes first."""
         found: list[Shortcuts] = [{}]
-        for interval, stride, end, steps, decoder in itertools.product(
-            self.cache_intervals,
-            self.attention_strides,
-            self.guidance_ends,
-            self.steps,
-            self.decoders,
-        ):
-            chosen: Shortcuts = {}
-            if steps is not None:
-                chosen["steps"] = steps
-            if interval > 1:
-                chosen["cache_interval"] = interval
-            if stride > 1:
-                chosen["attention_stride"] = stride
-            if end < 1.0:
-                chosen["guidance_end"] = end
-            if decoder != "vae":
-                chosen["decoder"] = decoder
+        plain = Runtime().model_dump()
+        for values in itertools.product(*(getattr(self, name) for name in _KEYS)):
+            named = zip(_KEYS.values(), values, strict=True)
+            chosen = {key: value for key, value in named if value != plain[key]}
+            if "cache_interval" not in chosen:
+                chosen.pop("cache_depth", None)  # which would mean nothing
             if chosen not in found:
                 found.append(chosen)
         return found
+
+    def asked(self, shortcuts: Shortcuts) -> Shortcuts:
+        """Those of them whose values are not the usual ones to combine."""
+        usual = Grid()
+        named = {key for name, key in _KEYS.items() if getattr(self, name) != getattr(usual, name)}
+        return {key: value for key, value in shortcuts.items() if key in named}
+
+
+def allowed(grid: Grid, recipe: Recipe) -> tuple[list[Shortcuts], list[str]]:
+    """The combinations that can be drawn, and why others are left out: for usual values only.
+
+    Raises InputError for a combination of values that were asked for.
+    """
+    found: list[Shortcuts] = []
+    left_out: list[str] = []
+    for one in grid.shortcuts():
+        try:
+            _require_allowed(one, recipe)
+        except InputError as fault:
+            _require_allowed(grid.asked(one), recipe)
+            left_out.append(str(fault))
+        else:
+            found.append(one)
+    return found, left_out
+
+
+def _require_allowed(shortcuts: Shortcuts, recipe: Recipe) -> None:
+    """Raises InputError when the recipe could not have them in its `runtime` section."""
+    Recipe.of(recipe.as_dict() | {"runtime": shortcuts}, f"cannot draw with {describe(shortcuts)}")
 
 
 @dataclass(frozen=True)
@@ -72,17 +107,18 @@ class TradeOff:
 
 
 def measure_trade_offs(
-    trial: Trial, folders: Folders, grid: Grid, turns: int
+    trial: Trial, folders: Folders, combinations: Sequence[Shortcuts], turns: int
 ) -> tuple[TradeOff, ...]:
     """Draws the evaluation's pictures in each way; the quickest of `turns` in turn counts."""
-    found, ways = grid.shortcuts(), _ways(trial, grid)
+    ways = _ways(trial, combinations)
+    candidates = [way for name, way in ways.items() if name != BASELINE]
     pictures = {name: trial.draw(way, folders) for name, way in ways.items()}
     seen, likeness = trial.score(ways, pictures)
-    seconds = _seconds(trial, folders, [ways[str(number)] for number in range(len(found))], turns)
+    seconds = _seconds(trial, folders, candidates, turns)
     instruments = trial.judging.instruments
     metrics = instruments.picture_metrics()
     measured = []
-    for number, shortcuts in enumerate(found):
+    for number, shortcuts in enumerate(combinations):
         name = str(number)
         told = changes(instruments, metrics, seen[BASELINE], seen[name], likeness[name])
         by_name = {metric.name: change for metric, change in told}
@@ -99,11 +135,11 @@ def measure_trade_offs(
     return tuple(replace(one, on_front=not _beaten(one, measured)) for one in measured)
 
 
-def finished(trial: Trial, grid: Grid, turns: int) -> set[str]:
+def finished(trial: Trial, combinations: Sequence[Shortcuts], turns: int) -> set[str]:
     """Which of the stages "draw" and "measure" have nothing left to do."""
     if not {BASELINE, COMPRESSED} <= trial.keys.keys():
         return set()
-    ways = _ways(trial, grid)
+    ways = _ways(trial, combinations)
     candidates = [way for name, way in ways.items() if name != BASELINE]
     drawn = all(trial.holds(way) for way in ways.values())
     timed = all(
@@ -112,7 +148,7 @@ def finished(trial: Trial, grid: Grid, turns: int) -> set[str]:
     return {name for name, done in (("draw", drawn), ("measure", timed)) if done}
 
 
-def _ways(trial: Trial, grid: Grid) -> dict[str, Way]:
+def _ways(trial: Trial, combinations: Sequence[Shortcuts]) -> dict[str, Way]:
     """The baseline, and by their numbers the combinations."""
     plain = trial.ways(len(trial.shots))[BASELINE]
     candidate = replace(plain, side=COMPRESSED, execution_precision=None)
@@ -122,7 +158,7 @@ def _ways(trial: Trial, grid: Grid) -> dict[str, Way]:
             title=describe(one),
             settings=Settings(**asdict(plain.settings) | one),
         )
-        for number, one in enumerate(grid.shortcuts())
+        for number, one in enumerate(combinations)
     }
 
 

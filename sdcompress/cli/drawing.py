@@ -6,10 +6,7 @@ from typing import Any
 
 import click
 
-from sdcompress.cli.options import BUNDLE, FILE, MemorySize, engine_options
-
-SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmsolver++",
-               "sde-dpmsolver++", "dpmsolver++-singlestep", "unipc", "lcm")  # fmt: skip
+from sdcompress.cli.options import BUNDLE, FILE, SCHEDULERS, MemorySize, engine_options
 
 
 @click.command()

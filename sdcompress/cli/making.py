@@ -1,7 +1,7 @@
 """Commands that make and judge: quantize, calibrate, convert, evaluate, compare, recipes."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from sdcompress.cli.options import (
     BUNDLE,
     FOLDER,
     NEW_FILE,
+    SCHEDULERS,
     ignore_preflight,
     load_named,
     recipe_arguments,
@@ -159,14 +160,22 @@ def evaluate(
 @click.option("--cache-interval", "cache_intervals", type=click.IntRange(1), multiple=True,
               help="Ask the whole UNet at every N-th call; may be repeated.  "
               "[default: 1, 2, 3, 5]")  # fmt: skip
+@click.option("--cache-depth", "cache_depths", type=click.IntRange(1), multiple=True,
+              help="With it: skip connections of the layers that are still computed; may be "
+              "repeated.  [default: 1]")  # fmt: skip
 @click.option("--attention-stride", "attention_strides", type=click.IntRange(1, 8), multiple=True,
               help="Self-attention reads every N-th row and column; may be repeated.  "
               "[default: 1, 2]")  # fmt: skip
+@click.option("--guidance-begin", "guidance_begins", multiple=True,
+              type=click.FloatRange(0, 1, max_open=True), help="Share of the calls before which "
+              "there is no guidance; may be repeated.  [default: 0]")  # fmt: skip
 @click.option("--guidance-end", "guidance_ends", multiple=True,
               type=click.FloatRange(0, 1, min_open=True), help="Share of the calls after which "
               "guidance ends; may be repeated.  [default: 1, 0.6]")  # fmt: skip
 @click.option("--steps", type=click.IntRange(2, 1000), multiple=True,
               help="Denoising steps; may be repeated.  [default: the baseline's]")  # fmt: skip
+@click.option("--scheduler", "schedulers", type=click.Choice(SCHEDULERS), multiple=True,
+              metavar="NAME", help="May be repeated.  [default: the baseline's]")  # fmt: skip
 @click.option("--decoder", "decoders", type=click.Choice(["vae", "tiny"]), multiple=True,
               help="May be repeated.  [default: vae]")  # fmt: skip
 @click.option("--prompts", metavar="SET|FILE", help="Draw these instead of the bundle's.")
@@ -179,11 +188,6 @@ def evaluate(
 @ignore_preflight
 def sweep(
     bundle: Path,
-    cache_intervals: tuple[int, ...],
-    attention_strides: tuple[int, ...],
-    guidance_ends: tuple[float, ...],
-    steps: tuple[int, ...],
-    decoders: tuple[str, ...],
     prompts: str | None,
     samples: int | None,
     turns: int,
@@ -206,11 +210,8 @@ def sweep(
     from sdcompress.progress import TerminalProgress
     from sdcompress.sweep import Grid, recommend, table
 
-    usual = Grid()
-    grid = Grid(
-        cache_intervals or usual.cache_intervals, attention_strides or usual.attention_strides,
-        guidance_ends or usual.guidance_ends, steps or usual.steps, decoders or usual.decoders,
-    )  # fmt: skip
+    values = {field.name: options.pop(field.name) for field in fields(Grid)}
+    grid = Grid(**{name: given for name, given in values.items() if given})
     overrides = _evaluated_on(prompts, samples)
     found, drop = run_sweep(
         bundle, grid, turns=turns, overrides=overrides, progress=TerminalProgress(), **options
