@@ -15,6 +15,7 @@ from pathlib import Path
 from sdcompress.child import measure_in_child
 from sdcompress.errors import InputError
 from sdcompress.runtime import Economy, Settings
+from sdcompress.runtime.settings import bundled_settings
 from sdcompress.runtime.trust import cache_folder
 
 
@@ -117,7 +118,10 @@ def recommend(cells: Sequence[Cell]) -> dict[str, Cell]:
 
 
 def remember(bundle: Path, device: str, precision: str | None, best: dict[str, Cell]) -> Path:
-    """Keeps the recommendation for this machine, device, execution precision and bundle."""
+    """Keeps the recommendation for this machine, device, execution precision and bundle.
+
+    What the bundle draws with counts as well: built again with other shortcuts, it is another.
+    """
     path = _record(bundle, device, precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {mode: asdict(cell.tuning) for mode, cell in best.items()}
@@ -170,7 +174,8 @@ def _record(bundle: Path, device: str, precision: str | None) -> Path:
         device,
         platform.node(),
         str(os.cpu_count()),
-        version("openvino"),
+        *(version(name) for name in ("sdcompress", "openvino")),
+        repr(bundled_settings(bundle)),
     ]
     unet = bundle / "unet" / "openvino_model.bin"
     if unet.is_file():

@@ -1,6 +1,7 @@
 """What `bench` tries, and what is remembered of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,22 @@ def test_what_is_remembered_is_recalled_and_damage_is_told(
     file.write_text(json.dumps({"latency": {"branches": "sideways"}}))
     with pytest.raises(InputError, match="was not measured on this machine"):
         recall(tmp_path, "CPU", None, "latency")
+
+
+def test_another_version_and_other_shortcuts_are_measured_anew(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    best = {"latency": Cell(Tuning(static=False), 1.0, 1.0, None)}
+    remember(copy, "CPU", None, best)
+    assert recall(copy, "CPU", None, "latency") == Tuning(static=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("sdcompress.tuning.version", lambda name: f"another {name}")
+        with pytest.raises(InputError, match="was not measured"):
+            recall(copy, "CPU", None, "latency")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["recipe"]["runtime"]["attention_stride"] = 2  # which needs fixed shapes
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="was not measured"):
+        recall(copy, "CPU", None, "latency")
