@@ -2,10 +2,12 @@
 
 What a file stores in 8 bits is not always kept so. OpenVINO's CPU plugin multiplies by compressed
 weights in linear layers, but unpacks those of convolutions when it compiles the model.
+
+What is shown is the UNet asked for both branches of guidance in one batch, without shortcuts.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,17 @@ class ExecutedLayer:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What a layer of any kind took in one inference; `precision` is the one that it runs in."""
+
+    name: str
+    type: str
+    kernel: str
+    precision: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class KernelTime:
     """What all layers of one type with one kernel took in one inference."""
 
@@ -48,7 +61,7 @@ class KernelTime:
 
 
 def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[ExecutedLayer, ...]]:
-    """Compiles a pipeline as its recipe samples and returns the layers of what draws, in order.
+    """Compiles a pipeline as its baseline is drawn and returns the layers of what draws, in order.
 
     Raises BundleError when the folder is no pipeline, DeviceError for an unknown device.
     """
@@ -65,13 +78,16 @@ def _compiled(folder: Path, device: str, *, profiling: bool = False) -> dict[str
     return pipeline.compiled_models(settings)
 
 
-def describe_times(folder: Path, device: str = "CPU") -> Iterator[str]:
+def describe_times(
+    folder: Path, device: str = "CPU", *, every_layer: bool = False
+) -> Iterator[str]:
     """Yields lines that tell where the time of one inference of each component goes.
 
     Raises what `executed_layers` raises.
     """
     for name, compiled in _compiled(folder, device, profiling=True).items():
-        kernels = times_of_compiled(compiled)
+        layers = times_of_compiled(compiled)
+        kernels = by_kernel(layers)
         total = sum(one.seconds for one in kernels)
         yield f"{name} on {device}: {total * 1e3:.1f} ms"
         yield f"  {'time':>12} {'share':>6}  {'layers':>6}  {'type':<30} kernel"
@@ -81,16 +97,44 @@ def describe_times(folder: Path, device: str = "CPU") -> Iterator[str]:
                     f"  {one.seconds * 1e3:>9.2f} ms {one.seconds / total:>6.1%}  "
                     f"{one.layers:>6}  {one.type:<30} {one.kernel}"
                 )
+        if every_layer:
+            yield from _layer_lines(layers, total)
 
 
-def times_of_compiled(compiled: ov.CompiledModel) -> tuple[KernelTime, ...]:
+def _layer_lines(layers: Sequence[LayerTime], total: float) -> Iterator[str]:
+    """Those that took any time, most are part of another."""
+    yield f"  {'time':>12} {'share':>6}  {'precision':<9} {'type':<22} {'kernel':<26} layer"
+    for one in layers:
+        if one.seconds:
+            yield (
+                f"  {one.seconds * 1e3:>9.3f} ms {one.seconds / total:>6.1%}  {one.precision:<9} "
+                f"{one.type:<22} {one.kernel:<26} {one.name}"
+            )
+
+
+def times_of_compiled(compiled: ov.CompiledModel) -> tuple[LayerTime, ...]:
     """Runs a model that was compiled for profiling; the longest times come first."""
-    found: dict[tuple[str, str], tuple[int, float]] = {}
-    for one in quickest_profile(compiled):
-        layers, seconds = found.get((one.node_type, one.exec_type), (0, 0.0))
-        took = one.real_time.total_seconds()
-        found[one.node_type, one.exec_type] = (layers + 1, seconds + took)
-    kernels = (KernelTime(*key, *value) for key, value in found.items())
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    precisions = {node.get_friendly_name(): _info(node, "runtimePrecision") for node in nodes}
+    layers = (
+        LayerTime(
+            one.node_name,
+            one.node_type,
+            one.exec_type,
+            precisions.get(one.node_name) or "-",
+            one.real_time.total_seconds(),
+        )
+        for one in quickest_profile(compiled)
+    )
+    return tuple(sorted(layers, key=lambda one: one.seconds, reverse=True))
+
+
+def by_kernel(layers: Sequence[LayerTime]) -> tuple[KernelTime, ...]:
+    """The times of layers of one type with one kernel together; the longest come first."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for one in layers:
+        found.setdefault((one.type, one.kernel), []).append(one.seconds)
+    kernels = (KernelTime(*key, len(taken), sum(taken)) for key, taken in found.items())
     return tuple(sorted(kernels, key=lambda one: one.seconds, reverse=True))
 
 

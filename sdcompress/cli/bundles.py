@@ -9,7 +9,7 @@ from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|IR")
-@click.option("--layers", is_flag=True, help="List every layer, not only the counts.")
+@click.option("--layers", is_flag=True, help="List every layer, not only counts or sums.")
 @click.option("--executed", is_flag=True, help="Compile, and show what the device makes of it.")
 @click.option("--timed", is_flag=True, help="Compile, run, and show where the time goes.")
 @click.option(
@@ -30,21 +30,21 @@ def inspect(
 
     With --executed, show instead which kernels a device runs, and in which precision it keeps the
     weights: some that are compressed in the file are unpacked when a device compiles the model.
-    With --timed, show which kernels the time of one inference goes to. With --peer-scheduler the
-    bundle's scheduler files and manifest change; this runtime goes on to draw with the scheduler
-    that the bundle was evaluated with.
+    With --timed, show which kernels the time of one inference goes to, with --layers also layer,
+    kernel, precision and time of each. Both show the UNet asked for both branches of guidance in
+    one batch, without the bundle's shortcuts. With --peer-scheduler the bundle's scheduler files
+    and manifest change; this runtime goes on to draw with the scheduler that the bundle was
+    evaluated with.
     """
     from sdcompress.inspection import describe
     from sdcompress.interchange import describe_peers, write_peer_scheduler
 
     if executed + timed + bool(peer_scheduler) > 1:
         raise click.UsageError("--executed, --timed and --peer-scheduler exclude each other")
-    if timed and layers:
-        raise click.UsageError("--layers goes without --timed")
     if timed:
         from sdcompress.executed import describe_times
 
-        for line in describe_times(folder, device):
+        for line in describe_times(folder, device, every_layer=layers):
             click.echo(line)
         return
     if executed:
