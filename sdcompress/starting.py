@@ -42,7 +42,8 @@ def measure_start(
         caching = [*command, "--cache-dir", str(kept)]
         _seconds(caching)
         warm = _seconds(caching)
-        return Start(cold, warm, sum(file.stat().st_size for file in kept.rglob("*")))
+        files = [file for file in kept.rglob("*") if file.is_file()]
+        return Start(cold, warm, sum(file.stat().st_size for file in files))
 
 
 def _seconds(command: list[str]) -> float:

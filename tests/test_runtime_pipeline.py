@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -321,21 +322,43 @@ def test_compiled_models_stay_within_a_size(
         values = op.parameter([1, width], np.float32)
         model = ov.Model([op.relu(values)], [values])
         compile_model(target, model, "the model")
-        sizes.append(sum(file.stat().st_size for file in kept.glob("*.blob")))
+        sizes.append(sum(file.stat().st_size for file in kept.glob("*/*.blob")))
     assert sizes == sorted(sizes)
-    mine = {"notes.txt", "exported.blob"}
-    for name in mine:
-        (kept / name).write_text("x" * sizes[-1])
-    keep_within(kept, sizes[-1])
-    models = sorted(file for file in kept.iterdir() if file.name not in mine)
+    models = sorted(kept.glob("*/*.blob"))
     assert len(models) == 3
+    mine = {kept / "notes.txt", kept / "1.blob", models[0].with_name("exported.blob")}
+    for file in mine:
+        file.write_text("x" * sizes[-1])
+
+    def present() -> set[Path]:
+        return {file for file in kept.rglob("*") if file.is_file()}
+
+    keep_within(kept, sizes[-1])
+    assert present() == {*models, *mine}
     for age, file in enumerate((models[1], models[0], models[2])):
         os.utime(file, (1e9 + age, 1e9 + age))
     keep_within(kept, sizes[-1] - 1)
-    assert {file for file in kept.iterdir() if file.name not in mine} == {models[0], models[2]}
+    assert present() == {models[0], models[2], *mine}
     keep_within(kept, 0)
-    assert {file.name for file in kept.iterdir()} == mine
+    assert present() == mine
     assert caplog.text == ""
     Pipeline.load(folder, cache_dir=kept, cache_bytes=0).generate("a circle", settings=QUICK)
-    assert {file.name for file in kept.iterdir()} == mine
+    assert present() == mine
     assert "raise --cache-size" in caplog.text
+
+
+def test_what_was_used_last_stays_whatever_the_file_system_notes(tmp_path: Path) -> None:
+    models = []
+    for width in (64, 128):
+        values = op.parameter([1, width], np.float32)
+        models.append(ov.Model([op.relu(values)], [values]))
+        compile_model(Target(cache_dir=tmp_path), models[-1], f"model{width}")
+    first, second = (next(tmp_path.glob(f"model{width}-*/*.blob")) for width in (64, 128))
+    now = time.time()
+    # Read after they were written, and within a day: many file systems note no further reading.
+    os.utime(first, (now - 100, now - 200))
+    os.utime(second, (now - 50, now - 150))
+    compile_model(Target(cache_dir=tmp_path), models[0], "model64")
+    assert {*tmp_path.glob("*/*.blob")} == {first, second}  # nothing was written anew
+    keep_within(tmp_path, first.stat().st_size)
+    assert [*tmp_path.glob("*/*.blob")] == [first]

@@ -1,28 +1,55 @@
-"""OpenVINO's folder of compiled models, which by itself only grows, kept within a size."""
+"""OpenVINO's folders of compiled models, which by themselves only grow, kept within a size."""
 
+import hashlib
 import logging
+import os
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import openvino as ov
 
 _log = logging.getLogger(__name__)
 _STARTED = time.time()
 
 
-def keep_within(folder: Path, most_bytes: int) -> None:
-    """Deletes what was not read for longest until compiled models take at most `most_bytes`.
+def folder_of(cache: Path, model: ov.Model, name: str, options: Mapping[str, object]) -> Path:
+    """Where in the cache a model is kept, compiled with these options.
 
-    Other files in the folder stay, a GPU's compiled kernels among them. When a file was read is
-    told by the file system, where it keeps account; else when it was written.
+    OpenVINO does not tell which of its files it reads, so models that differ in more than their
+    weights have folders of their own.
+    """
+    shapes = [str(port.partial_shape) for port in model.inputs]
+    asked = sorted((key, str(value)) for key, value in options.items())
+    told = repr((len(model.get_ops()), shapes, asked))
+    return cache / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def note_use(folder: Path) -> None:
+    """The models in a folder of the cache were used now, whether they were read or written.
+
+    File systems do not keep account of what is read, or only once a day.
+    """
+    for file in folder.glob("*.blob"):
+        with suppress(OSError):  # another process has deleted it, or may alone write here
+            os.utime(file)
+
+
+def keep_within(cache: Path, most_bytes: int) -> None:
+    """Deletes what was not used for longest until compiled models take at most `most_bytes`.
+
+    Other files in the cache stay, a GPU's compiled kernels among them.
     """
     found = []
-    for file in folder.glob("*.blob"):
+    for file in cache.glob("*/*.blob"):
         if not file.stem.isdecimal():  # OpenVINO's are numbers
             continue
         try:
             status = file.stat()
         except FileNotFoundError:
             continue  # another process was quicker
-        found.append((max(status.st_atime, status.st_mtime), status.st_size, file))
+        found.append((status.st_mtime, status.st_size, file))
     left = sum(size for _, size, _ in found)
     for used, size, file in sorted(found):
         if left <= most_bytes:
@@ -31,7 +58,7 @@ def keep_within(folder: Path, most_bytes: int) -> None:
             _log.warning(
                 "%s holds no more than %.1f GB, too little for the models of this one run, which "
                 "will be compiled again: raise --cache-size.",
-                folder,
+                cache,
                 most_bytes / 1e9,
             )
         try:

@@ -9,7 +9,7 @@ import openvino as ov
 from openvino import properties
 from openvino.properties import device, hint
 
-from sdcompress.runtime.compiled_cache import keep_within
+from sdcompress.runtime.compiled_cache import folder_of, keep_within, note_use
 from sdcompress.runtime.errors import BundleError, DeviceError, InputError
 from sdcompress.runtime.mapping import reading
 
@@ -85,8 +85,10 @@ def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledMode
     wanted = target.execution_precision
     if wanted is not None:
         options[hint.inference_precision()] = EXECUTION_PRECISIONS[wanted]
+    cached = None
     if target.cache_dir is not None:
-        options[properties.cache_dir()] = str(target.cache_dir)
+        cached = folder_of(target.cache_dir, model, name, {"device": target.device, **options})
+        options[properties.cache_dir()] = str(cached)
     try:
         compiled = target.core.compile_model(model, target.device, options)
     except RuntimeError as fault:
@@ -94,7 +96,8 @@ def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledMode
             f"{name} cannot be compiled for {target.device}: {_last_line(fault)}. "
             f"Devices present: {', '.join(target.core.available_devices)}."
         ) from fault
-    if target.cache_dir is not None:
+    if target.cache_dir is not None and cached is not None:
+        note_use(cached)
         keep_within(target.cache_dir, target.cache_bytes)
     in_force = precision_in_force(compiled)
     if wanted is not None and in_force not in (wanted, "unknown"):
