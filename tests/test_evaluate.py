@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from toy_model import write_toy_model
 
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import EvaluationError
@@ -35,7 +36,8 @@ from sdcompress.evaluate.sqnr import (
 from sdcompress.evaluate.ssim import ssim
 from sdcompress.evaluate.statistics import mean_interval, paired_difference
 from sdcompress.prompts import Prompt
-from sdcompress.runtime import Settings
+from sdcompress.runtime import Pipeline, Settings
+from sdcompress.runtime.prompting import PromptEncoder
 from sdcompress.store import write_record
 
 STAR = Prompt("a green star")
@@ -345,6 +347,26 @@ def test_turns_are_put_together_by_their_medians() -> None:
     # Each turn with its neighbour: 0.5, 0.33 and 0.75.
     ratio = ratios(before, after)["image_seconds"]
     assert (ratio.median, ratio.high) == (0.5, 0.75)
+
+
+def test_a_negative_prompt_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    plain = PromptEncoder.encode
+
+    def noting(encoder: PromptEncoder, texts: list[str], settings: Settings) -> Any:
+        encoded.extend(texts)
+        return plain(encoder, texts, settings)
+
+    monkeypatch.setattr(PromptEncoder, "encode", noting)
+    one = Variant(write_toy_model(tmp_path / "model"), "CPU", "f32", Settings(steps=2))
+    shots = [Shot(Prompt(text), 1) for text in ("a red ring", "a star", "a circle")]
+    draw_pictures(one, shots, tmp_path, lambda *_: None)
+    assert sorted(encoded) == ["", "a circle", "a red ring", "a star"]
+    pipeline = Pipeline.load(one.folder, execution_precision="f32", verify="never")
+    for shot in shots:
+        drawn = pipeline.generate(shot.prompt.text, seed=1, settings=one.settings)
+        with Image.open(tmp_path / shot.file_name) as picture:
+            assert picture.tobytes() == drawn.tobytes()
 
 
 def test_a_killed_drawing_goes_on_with_the_next_picture(bundle: Path, tmp_path: Path) -> None:

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from toy_model import write_toy_model
 
-from sdcompress.runtime import InputError, Job, NotFiniteError, Pipeline, Settings, Step, stream
+from sdcompress.runtime import (
+    InputError,
+    Job,
+    NotFiniteError,
+    Pipeline,
+    Settings,
+    Step,
+    draw_in_phases,
+    stream,
+)
 from sdcompress.runtime.components import Component
+from sdcompress.runtime.prompting import PromptEncoder
 
 QUICK = Settings(steps=3)
 JOBS = [Job("a red circle", seed=seed) for seed in range(7)]
@@ -147,3 +157,20 @@ def test_a_picture_size_that_changes_is_compiled_for(folder: Path) -> None:
 def test_nothing_at_a_time_is_refused(folder: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
         next(stream(load(folder), JOBS, QUICK, **wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("draw", [stream, draw_in_phases])
+def test_equal_prompts_of_different_batches_are_encoded_once(
+    folder: Path, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    plain = PromptEncoder.encode
+
+    def noting(encoder: PromptEncoder, texts: list[str], settings: Settings) -> Any:
+        encoded.extend(texts)
+        return plain(encoder, texts, settings)
+
+    monkeypatch.setattr(PromptEncoder, "encode", noting)
+    jobs = [Job(text) for text in ("a red ring", "a star", "a red ring")]
+    assert len(list(draw(load(folder), jobs, Settings(steps=2)))) == 3
+    assert sorted(encoded) == ["", "a red ring", "a star"]

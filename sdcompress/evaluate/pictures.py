@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from sdcompress.progress import Advance
 from sdcompress.prompts import Prompt
-from sdcompress.runtime import Pipeline, Settings, save_png
+from sdcompress.runtime import Job, Pipeline, Settings, save_png
+from sdcompress.runtime.arrays import Float32
 from sdcompress.store import written_whole
 
 _PRECISIONS = "execution_precisions.json"
@@ -78,18 +81,18 @@ def draw_pictures(
     done = len(shots) - len(missing)
     if done:
         on_picture(done, len(shots))  # at once, so that it does not count as speed
-    pipeline = variant.open()
+    pipeline, settings = variant.open(), variant.settings
+    known: dict[str, Float32] = {}  # the embedding of the last negative prompt
     for shot in missing:
-        image = pipeline.generate(
-            shot.prompt.text,
-            negative_prompt=shot.prompt.negative or "",
-            seed=shot.seed,
-            settings=variant.settings,
-        )
+        job = Job(shot.prompt.text, shot.prompt.negative or "", shot.seed)
+        texts = pipeline.prompts.encode_jobs([job], settings, known)
+        known = {text: one for text, one in known.items() if text == job.negative_prompt}
+        latents = pipeline.denoise_jobs([job], settings, texts=texts)
+        image = Image.fromarray(pipeline.decode(latents, settings)[0])
         told = {"prompt": shot.prompt.text, "seed": str(shot.seed)}
         save_png(image, folder / shot.file_name, told)
         done += 1
         on_picture(done, len(shots))
     with written_whole(folder / _PRECISIONS) as stream:
-        found = pipeline.execution_precisions(settings=variant.settings)
+        found = pipeline.execution_precisions(settings=settings)
         stream.write(json.dumps(found).encode())
