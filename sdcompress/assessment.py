@@ -1,7 +1,7 @@
 """Judges what is finished: a bundle against its own baseline, or any pipeline against another."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,10 @@ from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import Recipe, Runtime, parse_recipe
 from sdcompress.runtime import (
+    Economy,
     Manifest,
+    Pipeline,
+    Settings,
     read_manifest,
     require_device,
     require_scheduler,
@@ -90,6 +93,7 @@ def evaluate(
     if any(target == one or one in target.parents for one in sides):
         raise InputError(f"{target} is what is judged; choose another --output")
     _require_decoders(folder, [chosen.runtime.decoder])
+    _require_layers(folder, chosen, [chosen.runtime])
     shown = progress or SilentProgress()
     if against is None:
         run = _against_own(judged, chosen, target, fresh, ignore_preflight, shown)
@@ -152,6 +156,7 @@ def sweep(
     if left_out:
         shown.notice(f"{len(left_out)} of the usual combinations are left out: {left_out[0]}")
     candidates = [Runtime.model_validate(one) for one in combinations]
+    _require_layers(folder, recipe, candidates)
     expect = partial(estimate_sweep, candidates=candidates, turns=turns)
     with _own_trial(judged, recipe, target, fresh, shown) as (line, trial):
         done = line.finished() | finished(trial, combinations, turns)
@@ -168,6 +173,15 @@ def _require_decoders(folder: Path, decoders: Collection[str]) -> None:
             f"{folder} has no tiny_decoder to draw with: build it with convert.tiny_decoder, or "
             "draw with the VAE's"
         )
+
+
+def _require_layers(folder: Path, recipe: Recipe, candidates: Sequence[Runtime]) -> None:
+    """Raises InputError for more outer layers than the UNet has, before anything is drawn."""
+    deepest = max(candidates, key=lambda one: (one.cache_interval > 1) * one.cache_depth)
+    if deepest.cache_interval > 1 and deepest.cache_depth > 1:
+        drawn = recipe.model_copy(update={"runtime": deepest})
+        settings = Settings(**drawn.candidate_settings)
+        Pipeline.load(folder, verify="never").contents(settings, 1, Economy())
 
 
 @contextmanager

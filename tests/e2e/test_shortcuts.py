@@ -173,6 +173,9 @@ def test_what_the_recipe_rules_out_is_told_before_any_work(bundle: Path, tmp_pat
     later = Grid(cache_intervals=(1,), attention_strides=(1,), guidance_begins=(0.7,))
     assert allowed(later, quick_recipe("unet_int8"))[0] == [{}, {"guidance_begin": 0.7}]
 
+    deep = ("--cache-interval", 2, "--cache-depth", 1, "--cache-depth", 99)
+    assert "cache_depth is 99; this UNet has" in run("sweep", bundle, *deep).stderr
+
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["recipe"]["convert"]["batch"] = 2
