@@ -29,9 +29,9 @@ from sdcompress.runtime import (
 )
 from sdcompress.runtime.device import CACHE_BYTES
 from sdcompress.runtime.economy import ALL_PARTS, choose_economy, expected_peaks, report
+from sdcompress.runtime.prompting import require_readable
 from sdcompress.runtime.residence import PhasePeaks
 from sdcompress.runtime.settings import bundled_settings
-from sdcompress.runtime.weighting import parse_weights
 from sdcompress.tuning import Tuning, recall
 
 _MAX_SIDE = 4096
@@ -267,9 +267,7 @@ def _require_drawable(jobs: Sequence[Job], settings: Settings, *, preview: bool)
     """A fault in the last prompt is told before the first is drawn."""
     if preview and len(jobs) > 1:
         raise InputError("--preview shows one picture; draw them one by one")
-    if settings.prompt_weights:
-        for text in {text for job in jobs for text in (job.negative_prompt, job.prompt)}:
-            parse_weights(text)
+    require_readable(jobs, settings)
 
 
 def _written(pictures: Iterable[tuple[Image.Image, Path, dict[str, str]]]) -> Iterator[Path]:

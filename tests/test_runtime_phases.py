@@ -24,7 +24,7 @@ from sdcompress.runtime import (
     Settings,
     draw_in_phases,
 )
-from sdcompress.runtime.components import Component, _Request
+from sdcompress.runtime.components import Component, TextEncoder, _Request
 from sdcompress.runtime.economy import BRANCHES, IN_TURN, SIDE_BY_SIDE, TOGETHER
 
 QUICK = Settings(steps=3)
@@ -126,12 +126,18 @@ def test_what_is_compiled_beside_the_text_encoder_is_what_is_used(
     assert before_use == ["unet"]
 
 
-def test_a_fault_of_the_prompts_is_told_and_leaves_nothing(
-    folder: Path, alive: Callable[[], list[str]]
+def test_a_fault_of_the_text_encoder_leaves_nothing(
+    folder: Path, alive: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(steps=2, prompt_weights=True)
-    with pytest.raises(InputError, match="never closed"):
-        list(draw_in_phases(load(folder), [Job("a (red")], settings))
+    """Not the UNet either, which is compiled meanwhile."""
+
+    def breaking(encoder: TextEncoder, _: Any) -> Any:
+        assert encoder.compiled
+        raise NotFiniteError("text embeddings")
+
+    monkeypatch.setattr(TextEncoder, "__call__", breaking)
+    with pytest.raises(NotFiniteError):
+        list(draw_in_phases(load(folder), JOBS, QUICK))
     assert alive() == []
 
 
@@ -192,8 +198,17 @@ def test_a_fault_of_the_device_does_not_keep_the_unet(
     assert seen[-2:] == [["unet"], []]
 
 
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (Job("a star", seed=-1), "seed"),
+        (Job("a (star"), "never closed"),
+        (Job("a star", latents=np.zeros((4, 9, 9), np.float32)), "initial latents"),
+    ],
+    ids=["seed", "weights", "latents"],
+)
 def test_what_cannot_be_drawn_is_told_before_anything_is_compiled(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, job: Job, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[str] = []
     plain = Component._compile
@@ -203,8 +218,9 @@ def test_what_cannot_be_drawn_is_told_before_anything_is_compiled(
         return plain(component, *asked)
 
     monkeypatch.setattr(Component, "_compile", noting)
-    with pytest.raises(InputError, match="seed"):
-        list(draw_in_phases(load(folder), [*JOBS, Job("a star", seed=-1)], QUICK))
+    settings = Settings(steps=2, prompt_weights=True)
+    with pytest.raises(InputError, match=words):
+        list(draw_in_phases(load(folder), [*JOBS, job], settings))
     assert compiled == []
 
 

@@ -19,7 +19,7 @@ from sdcompress.runtime.denoise import OnStep
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import InputError, SdcompressError
 from sdcompress.runtime.pipeline import Pipeline
-from sdcompress.runtime.prompting import Texts
+from sdcompress.runtime.prompting import Texts, require_readable
 from sdcompress.runtime.settings import Job, Settings
 
 OnPhase = Callable[[str], None]  # told which component begins to work
@@ -52,7 +52,8 @@ def draw_in_phases(
     with_images = any(job.image for job in jobs)
     try:
         on_phase("text_encoder")
-        # What cannot be drawn from noise is told before anything is compiled.
+        # What cannot be drawn is told before anything is compiled.
+        require_readable(jobs, settings)
         starts = [] if with_images else _begun(pipeline, groups, settings)
         with _compiled_ahead(pipeline, jobs, settings, batch):
             texts = _encoded(pipeline, groups, settings, cache)

@@ -20,6 +20,13 @@ _log = logging.getLogger(__name__)
 Texts = tuple[Float32, Float32 | None]
 
 
+def require_readable(jobs: Iterable[Job], settings: Settings) -> None:
+    """Raises InputError for the first prompt whose weights cannot be read."""
+    if settings.prompt_weights:
+        for text in {text for job in jobs for text in (job.negative_prompt, job.prompt)}:
+            parse_weights(text)
+
+
 class PromptEncoder:
     """A tokenizer and a text encoder."""
 
