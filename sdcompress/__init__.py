@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from sdcompress.recipe import load_recipe
     from sdcompress.report.comparison import compare
     from sdcompress.runtime import Pipeline
+    from sdcompress.searching import search
     from sdcompress.workflow import quantize
 
-__all__ = ["Pipeline", "compare", "evaluate", "load_recipe", "quantize"]
+__all__ = ["Pipeline", "compare", "evaluate", "load_recipe", "quantize", "search"]
 
 _EXPORTS = {
     "Pipeline": "sdcompress.runtime",
@@ -29,6 +30,7 @@ _EXPORTS = {
     "evaluate": "sdcompress.assessment",
     "load_recipe": "sdcompress.recipe",
     "quantize": "sdcompress.workflow",
+    "search": "sdcompress.searching",
 }
 
 

@@ -41,7 +41,7 @@ _MULTIPLYING = {
     "ScaledDotProductAttention",
 }
 # A quantizer may sit before these just as well as behind them.
-_REARRANGING = {
+REARRANGING = {
     "Concat",
     "Interpolate",
     "Reshape",
@@ -124,7 +124,7 @@ def bias_behind(output: ov.Output) -> tuple[ov.Output, ov.Node] | None:
 def _origins(output: ov.Output) -> Iterator[ov.Output]:
     """The outputs from which an activation was put together by rearranging only."""
     node = output.get_node()
-    if node.get_type_name() not in _REARRANGING:
+    if node.get_type_name() not in REARRANGING:
         yield output
         return
     joined = node.get_input_size() if node.get_type_name() == "Concat" else 1

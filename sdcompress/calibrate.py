@@ -252,12 +252,24 @@ class ModelInputs:
         return len(self._dataset) // self.batch
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        types = _INPUTS[self.component]
         for rows in self._dataset.iter(self.batch, drop_last_batch=True):
-            yield {name: self._input(rows[name], kind) for name, kind in types.items()}
+            yield self._inputs(rows)
+
+    def at(self, index: int) -> dict[str, Array]:
+        """One model input, as iterating yields it."""
+        return self._inputs(self._dataset[index * self.batch : (index + 1) * self.batch])
+
+    def timesteps(self) -> Array:
+        """Of each model input of the UNet, float64 [n]."""
+        column = np.asarray(self._dataset["timestep"][:], "f8")
+        return column[:: self.batch][: len(self)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "component": self.component, "batch": self.batch}
+
+    def _inputs(self, rows: Any) -> dict[str, Array]:
+        types = _INPUTS[self.component]
+        return {name: self._input(rows[name], kind) for name, kind in types.items()}
 
     def _input(self, values: Any, kind: str) -> Array:
         # Euler's timesteps lie between two of training; the model's file declares whole ones.

@@ -9,8 +9,9 @@ correction runs the model on the recorded inputs itself, and needs the memory th
 """
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from openvino import opset13 as opset
 
 from sdcompress.activations import ModelInputs, Statistics
 from sdcompress.errors import CompressionError
+from sdcompress.grafting import join
 from sdcompress.ir import IR_NAME, ir_bytes, writing_ir
 from sdcompress.methods import (
     ActivationQuantization,
@@ -31,6 +33,8 @@ from sdcompress.methods import (
     Int8,
     Int8Weights,
     Method,
+    Mixed,
+    Plain,
 )
 from sdcompress.precision import count_by_precision, layers_of, weight_constant
 from sdcompress.quiet import quiet_libraries
@@ -62,7 +66,7 @@ class Recorded:
 
 def compress(
     baseline: Path,
-    options: Method,
+    options: Plain,
     folder: Path,
     recorded: Recorded | None,
     has_vnni: bool,
@@ -77,7 +81,7 @@ def compress(
     """
     import nncf
 
-    if isinstance(options, ActivationQuantization) and recorded is None:
+    if options.is_calibrated and recorded is None:
         raise CompressionError(f"{options.method} needs calibration inputs for {baseline.name}")
     with reading(baseline / IR_NAME) as original:
         try:
@@ -88,12 +92,59 @@ def compress(
                 f"{baseline.name}: NNCF cannot apply {options.method}: {error}"
             ) from error
         del original
-        _halve_weights(model)
-        folder.mkdir(parents=True)
-        with writing_ir(folder):
-            ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+        _save(model, folder)
         del model
         gc.collect()
+    return _finished(baseline, options, folder, on_step)
+
+
+def mix(
+    baseline: Path,
+    variants: Mapping[str, Path],
+    options: Mixed,
+    folder: Path,
+    on_step: OnStep = None,
+) -> CompressedIR:
+    """Takes each layer from one of the `variants`, folders with compressed IR, or the baseline.
+
+    Raises CompressionError for an expression that no layer's name has.
+    """
+    with ExitStack() as opened:
+        model = opened.enter_context(reading(baseline / IR_NAME))
+        _require_found(options.layers, model, baseline)
+        joints = [
+            joint
+            for name, variant in variants.items()
+            for joint in join(model, opened.enter_context(reading(variant / IR_NAME)))
+            if options.variant_of(joint.name) == name
+        ]
+        for joint in joints:
+            joint.lead(joint.variant)
+        model.validate_nodes_and_infer_types()
+        _save(model, folder)
+        del model, joints
+        gc.collect()
+    return _finished(baseline, options, folder, on_step)
+
+
+def _require_found(patterns: Iterable[str], model: ov.Model, baseline: Path) -> None:
+    names = [one.get_friendly_name() for one in model.get_ops()]
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise CompressionError(
+                f"compress.{baseline.name}.layers: no layer's name has '{pattern}'; "
+                "`sdcompress inspect` lists a model's layers"
+            )
+
+
+def _save(model: ov.Model, folder: Path) -> None:
+    _halve_weights(model)
+    folder.mkdir(parents=True)
+    with writing_ir(folder):
+        ov.save_model(model, folder / IR_NAME, compress_to_fp16=True)
+
+
+def _finished(baseline: Path, options: Method, folder: Path, on_step: OnStep) -> CompressedIR:
     layers = layers_of(folder / IR_NAME)
     (folder / "config.json").write_bytes((baseline / "config.json").read_bytes())
     if on_step:

@@ -9,6 +9,7 @@ What is shown is the UNet asked for both branches of guidance in one batch, with
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def quickest_profile(compiled: ov.CompiledModel) -> list[Any]:
 
     Of three inferences the quickest counts, so that other load shows as little as possible.
     """
+    return min(profiles(compiled, 3), key=lambda run: sum(_seconds(one) for one in run))
+
+
+def least_seconds(compiled: ov.CompiledModel, inferences: int) -> dict[str, float]:
+    """The least time of each executed operation over some inferences, by its name."""
+    found: dict[str, float] = {}
+    for run in profiles(compiled, inferences):
+        for one in run:
+            found[one.node_name] = min(found.get(one.node_name, inf), _seconds(one))
+    return found
+
+
+def profiles(compiled: ov.CompiledModel, inferences: int) -> list[list[Any]]:
+    """What a model that was compiled for profiling tells of each layer, inference by inference."""
     request = compiled.create_infer_request()
     random = np.random.default_rng(0)
     inputs = {}
@@ -153,10 +168,14 @@ def quickest_profile(compiled: ov.CompiledModel) -> list[Any]:
         inputs[port] = (np.abs(values) if whole else values).astype(port.element_type.to_dtype())
     request.infer(inputs)  # the first one also unpacks and allocates
     runs = []
-    for _ in range(3):
+    for _ in range(inferences):
         request.infer(inputs)
         runs.append(request.profiling_info)
-    return min(runs, key=lambda run: sum(one.real_time.total_seconds() for one in run))
+    return runs
+
+
+def _seconds(one: Any) -> float:
+    return float(one.real_time.total_seconds())
 
 
 def describe_executed(

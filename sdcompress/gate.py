@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from sdcompress.evaluate.acceptance import decide
 from sdcompress.evaluate.records import (
     BudgetResult,
+    Change,
     ComponentSize,
     Estimate,
     Evaluation,
+    Look,
     Outcome,
-    Quality,
 )
 from sdcompress.recipe import Budgets
 
@@ -29,7 +30,9 @@ def judge(
         if limit is None:
             continue
         if name in JUDGED_BY:
-            results.append(_judge_pictures(name, limit, evaluation.quality))
+            quality = evaluation.quality
+            change = quality.of(JUDGED_BY[name]).change
+            results.append(_judge_change(name, limit, change, quality.looks))
         else:
             kind, read = _MEASURED[name]
             results.append(_judge_value(name, kind, limit, read(evaluation, components)))
@@ -44,11 +47,20 @@ def status_of(budgets: Sequence[BudgetResult]) -> Outcome:
     return "undecided" if "undecided" in outcomes else "passed"
 
 
-def _judge_pictures(name: str, limit: float, quality: Quality) -> BudgetResult:
+def judge_pictures(budgets: Budgets, changes: Mapping[str, Change]) -> tuple[BudgetResult, ...]:
+    """Compares only the budgets of pictures with changes, by the metrics' names."""
+    return tuple(
+        _judge_change(name, limit, changes[JUDGED_BY[name]], ())
+        for name, limit in budgets.of_pictures.items()
+    )
+
+
+def _judge_change(
+    name: str, limit: float, change: Change, all_looks: Sequence[Look]
+) -> BudgetResult:
     """A mean over the pairs; for the CLIP score the drop, baseline - candidate."""
-    change = quality.of(JUDGED_BY[name]).change
     found, samples = change.value, change.samples
-    looks = [one for one in quality.looks if one.budget == name]
+    looks = [one for one in all_looks if one.budget == name]
     if looks:
         found = Estimate(looks[-1].mean, looks[-1].low, looks[-1].high)
     low, high = _interval(found)

@@ -18,7 +18,7 @@ from sdcompress.activations import (
     require_executable,
 )
 from sdcompress.calibrate import ModelInputs, calibrate
-from sdcompress.compress import CompressedIR, Recorded, compress
+from sdcompress.compress import CompressedIR, Recorded, compress, mix
 from sdcompress.convert import convert
 from sdcompress.identity import (
     BASELINE,
@@ -30,7 +30,7 @@ from sdcompress.identity import (
 )
 from sdcompress.ir import IR_NAME, SHARED, TINY_DECODER
 from sdcompress.isolation import run_isolated
-from sdcompress.methods import COMPONENTS, ActivationQuantization
+from sdcompress.methods import COMPONENTS, Method, Mixed, Plain
 from sdcompress.processor import executes_bf16, has_vnni
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt, load_prompts
@@ -275,16 +275,25 @@ class Line:
         return self.store.stage(self.progress, "ranges", key, detail, build, resumable=True)
 
     def compressed_key(self, component: str) -> str:
-        options = self.recipe.compress.method_of(component)
-        quantizes = isinstance(options, ActivationQuantization)
-        upstream = self.calibrated_key if quantizes else self.converted_key
-        if self.recipe.compress.collects(component):
+        return self.key_of_method(component, self.recipe.compress.method_of(component))
+
+    def key_of_method(self, component: str, options: Method) -> str:
+        if isinstance(options, Mixed):
+            variants = options.variants.items()
+            return key_of(
+                upstream=self.converted_key,
+                variants={name: self.key_of_method(component, one) for name, one in variants},
+                layers=list(options.layers.items()),
+                otherwise=options.otherwise,
+            )
+        upstream = self.calibrated_key if options.is_calibrated else self.converted_key
+        if options.needs_statistics:
             upstream = self._statistics_key(component, None)
         return key_of(
             upstream=upstream,
             component=component,
             options=options.model_dump(),
-            has_vnni=has_vnni() if quantizes else None,
+            has_vnni=has_vnni() if options.is_calibrated else None,
             tools={name: version(name) for name in ("nncf", "openvino")},
         )
 
@@ -308,7 +317,8 @@ class Line:
 
     def compressed(self) -> dict[str, CompressedIR]:
         """The compressed IR of each component."""
-        return {component: self._compressed(component) for component in COMPONENTS}
+        methods = self.recipe.compress
+        return {one: self.compressed_by(one, methods.method_of(one)) for one in COMPONENTS}
 
     def _inputs(self, component: str) -> ModelInputs:
         return ModelInputs(self.calibrated, component, self._batch(component))
@@ -317,40 +327,63 @@ class Line:
         return (self.recipe.convert.batch if component == "unet" else None) or 1
 
     def _recorded(
-        self, component: str, options: ActivationQuantization, extras: list[tuple[Activation, ...]]
-    ) -> Recorded:
+        self, component: str, options: Plain, extras: list[tuple[Activation, ...]]
+    ) -> Recorded | None:
         """What calibration left for a component, with statistics beyond the usual ones."""
+        if not options.is_calibrated:
+            return None
         wanted = [None, *extras] if options.needs_statistics else []
         statistics = tuple(self._statistics(component, one) for one in wanted)
         return Recorded(self._inputs(component), statistics)
 
-    def _compressed(self, component: str) -> CompressedIR:
+    def compressed_by(self, component: str, options: Method) -> CompressedIR:
+        """A component's IR by some method, whether the recipe names that or not."""
+        if isinstance(options, Mixed):
+            return self._mixed(component, options)
         extras: list[tuple[Activation, ...]] = []
         while True:
             try:
-                folder = self._compress_stage(component, extras)
+                folder = self._compress_stage(component, options, extras)
             except MissingStatisticsError as missing:
                 if missing.activations in extras:
                     raise  # collecting them again would end here again
                 extras.append(missing.activations)
             else:
-                record = read_record(folder / "record.json", CompressedIR)
-                return replace(record, folder=folder / record.folder)
+                return _compressed_in(folder)
 
-    def _compress_stage(self, component: str, extras: list[tuple[Activation, ...]]) -> Path:
-        options = self.recipe.compress.method_of(component)
+    def _compress_stage(
+        self, component: str, options: Plain, extras: list[tuple[Activation, ...]]
+    ) -> Path:
         baseline = self.converted / component
-        key, detail = self.compressed_key(component), f"{component}: {options.method}"
-        recorded = None
-        if isinstance(options, ActivationQuantization):
-            recorded = self._recorded(component, options, extras)
+        key, detail = self.key_of_method(component, options), f"{component}: {options.method}"
+        recorded = self._recorded(component, options, extras)
 
         def build(folder: Path, advance: Advance) -> None:
             arguments = (baseline, options, folder / component, recorded, has_vnni())
             record = self.run(compress, *arguments, on_progress=advance)
-            write_record(
-                folder / "record.json", CompressedIR, replace(record, folder=Path(component))
-            )
-            keep_hashes(folder)
+            _keep_compressed(folder, record)
 
         return self.store.stage(self.progress, "compress", key, detail, build)
+
+    def _mixed(self, component: str, options: Mixed) -> CompressedIR:
+        made = {name: self.compressed_by(component, one) for name, one in options.variants.items()}
+        variants = {name: ir.folder for name, ir in made.items()}
+        baseline = self.converted / component
+
+        def build(folder: Path, advance: Advance) -> None:
+            arguments = (baseline, variants, options, folder / component)
+            _keep_compressed(folder, self.run(mix, *arguments, on_progress=advance))
+
+        key, detail = self.key_of_method(component, options), f"{component}: {options.method}"
+        return _compressed_in(self.store.stage(self.progress, "compress", key, detail, build))
+
+
+def _keep_compressed(folder: Path, record: CompressedIR) -> None:
+    relative = replace(record, folder=record.folder.relative_to(folder))
+    write_record(folder / "record.json", CompressedIR, relative)
+    keep_hashes(folder)
+
+
+def _compressed_in(folder: Path) -> CompressedIR:
+    record = read_record(folder / "record.json", CompressedIR)
+    return replace(record, folder=folder / record.folder)

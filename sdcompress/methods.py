@@ -1,5 +1,6 @@
 """How each component may be compressed: a closed table of methods, each with typed options."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,8 @@ from pydantic import Field, model_validator
 from sdcompress.recipe_yaml import FaultyKeyError, Section
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+Grouping = Literal["layer", "part", "block"]
+_PLAIN = "fp16"
 OverflowFix = Literal["auto", "disable", "first_layer", "enable"]
 
 
@@ -18,13 +21,27 @@ class IgnoredScope(Section):
     types: list[str] = Field(default_factory=list)
 
 
-class Fp16(Section):
+class CompressionMethod(Section):
+    """What every method can tell of itself."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it needs recorded inputs."""
+        return False
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether statistics collected on recorded inputs feed it."""
+        return False
+
+
+class Fp16(CompressionMethod):
     """16-bit weights, floating-point execution."""
 
     method: Literal["fp16"]
 
 
-class Int8Weights(Section):
+class Int8Weights(CompressionMethod):
     """8-bit weights, floating-point activations. Needs no calibration.
 
     OpenVINO's CPU plugin multiplies by the compressed weights of linear layers, but unpacks those
@@ -37,7 +54,7 @@ class Int8Weights(Section):
     ignored: IgnoredScope = IgnoredScope()
 
 
-class Int4Weights(Section):
+class Int4Weights(CompressionMethod):
     """4-bit weights for linear layers; embeddings stay at 8 bits.
 
     `convolutions`, explained at `int8_weights`, puts convolutions at 8 bits, too. `group_size`
@@ -54,16 +71,19 @@ class Int4Weights(Section):
     ignored: IgnoredScope = IgnoredScope()
 
 
-class ActivationQuantization(Section):
+class ActivationQuantization(CompressionMethod):
     preset: Literal["performance", "mixed"] = "mixed"
     bias_correction: Literal["none", "fast", "accurate"] = "fast"
     overflow_fix: OverflowFix = "auto"
     ignored: IgnoredScope = IgnoredScope()
 
     @property
+    def is_calibrated(self) -> bool:
+        return True
+
+    @property
     def needs_statistics(self) -> bool:
-        """Whether collected statistics feed it; accurate correction runs the model itself."""
-        return self.bias_correction != "accurate"
+        return self.bias_correction != "accurate"  # which runs the model itself
 
 
 class Hybrid(ActivationQuantization):
@@ -83,13 +103,69 @@ class Int8(ActivationQuantization):
     smooth_quant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = 0.95
 
 
-Method = Annotated[Fp16 | Int8Weights | Int4Weights | Hybrid | Int8, Field(discriminator="method")]
-METHODS: dict[str, type[Section]] = {
+Plain = Annotated[Fp16 | Int8Weights | Int4Weights | Hybrid | Int8, Field(discriminator="method")]
+
+
+class Mixed(CompressionMethod):
+    """Another method for each layer, as `sdcompress search` finds them.
+
+    The whole component is compressed by each of the `variants`. `layers` maps regular expressions
+    to their names, or to fp16: a layer is that of the variant whose expression is the first to be
+    found in the layer's name, and else that of `otherwise`.
+    """
+
+    method: Literal["mixed"]
+    variants: Annotated[dict[str, Plain], Field(min_length=1)]
+    layers: dict[str, str]
+    otherwise: str = _PLAIN
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        if _PLAIN in self.variants:
+            raise FaultyKeyError(
+                f"variants.{_PLAIN}", f"{_PLAIN} is what a layer is by itself: choose another name"
+            )
+        for pattern in self.layers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FaultyKeyError("layers", f"'{pattern}' is no expression: {error}") from None
+        chosen = {*self.layers.values(), self.otherwise}
+        unknown = chosen - {_PLAIN, *self.variants}
+        if unknown:
+            raise FaultyKeyError(
+                "layers", f"'{min(unknown)}' is none of the variants {', '.join(self.variants)}"
+            )
+        unused = self.variants.keys() - chosen
+        if unused:
+            raise FaultyKeyError(f"variants.{min(unused)}", "no layer is of this variant")
+        return self
+
+    @property
+    def is_calibrated(self) -> bool:
+        return any(one.is_calibrated for one in self.variants.values())
+
+    @property
+    def needs_statistics(self) -> bool:
+        return any(one.needs_statistics for one in self.variants.values())
+
+    def variant_of(self, layer: str) -> str | None:
+        """Returns the name of the variant a layer is of; None where it stays as it is."""
+        found = (one for pattern, one in self.layers.items() if re.search(pattern, layer))
+        name = next(found, self.otherwise)
+        return None if name == _PLAIN else name
+
+
+Method = Annotated[
+    Fp16 | Int8Weights | Int4Weights | Hybrid | Int8 | Mixed, Field(discriminator="method")
+]
+METHODS: dict[str, type[CompressionMethod]] = {
     "fp16": Fp16,
     "int8_weights": Int8Weights,
     "int4_weights": Int4Weights,
     "hybrid": Hybrid,
     "int8": Int8,
+    "mixed": Mixed,
 }
 _FP16 = Fp16(method="fp16")
 
@@ -104,13 +180,16 @@ class Compress(Section):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:
-        if isinstance(self.vae_encoder, ActivationQuantization):
+        if self.vae_encoder.is_calibrated:
             raise FaultyKeyError(
                 "vae_encoder",
                 f"vae_encoder cannot use '{self.vae_encoder.method}': calibration denoises from "
                 "noise and records no encoder inputs; use fp16, int8_weights or int4_weights",
             )
-        if isinstance(self.text_encoder, Hybrid):
+        variants = (
+            self.text_encoder.variants.values() if isinstance(self.text_encoder, Mixed) else ()
+        )
+        if any(isinstance(one, Hybrid) for one in (self.text_encoder, *variants)):
             raise FaultyKeyError(
                 "text_encoder",
                 "text_encoder cannot use 'hybrid': it has no convolutions to quantize; "
@@ -125,9 +204,8 @@ class Compress(Section):
 
     def collects(self, component: str) -> bool:
         """Tells whether statistics of a component are collected for its method."""
-        method = self.method_of(component)
-        return isinstance(method, ActivationQuantization) and method.needs_statistics
+        return self.method_of(component).needs_statistics
 
     @property
     def needs_calibration(self) -> bool:
-        return any(isinstance(self.method_of(c), ActivationQuantization) for c in COMPONENTS)
+        return any(self.method_of(component).is_calibrated for component in COMPONENTS)

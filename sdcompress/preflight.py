@@ -22,7 +22,7 @@ from sdcompress.architecture import Architecture
 from sdcompress.errors import PreflightError
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
-from sdcompress.methods import COMPONENTS, ActivationQuantization
+from sdcompress.methods import COMPONENTS, Mixed, Plain
 from sdcompress.processor import executes_bf16
 from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
@@ -198,7 +198,7 @@ class _Work:
         for component in COMPONENTS:
             if self.recipe.compress.collects(component):
                 yield self._collection(component)
-            yield self._compression(component)
+            yield from self._compressions(component)
         yield from self._evaluation()
 
     def swept(self, candidates: Sequence[Runtime], turns: int) -> Iterator[StageEstimate]:
@@ -257,11 +257,23 @@ class _Work:
             mapped,
         )
 
-    def _compression(self, component: str) -> StageEstimate:
+    def _compressions(self, component: str) -> Iterator[StageEstimate]:
         options = self.recipe.compress.method_of(component)
+        if not isinstance(options, Mixed):
+            yield self._compression(component, options)
+            return
+        for one in options.variants.values():
+            yield self._compression(component, one)
+        # Joining variants takes as long as writing a model, and keeps their files mapped.
+        mapped = (1 + len(options.variants)) * self._resident_mapping(component)
+        seconds = 5 + _COMPRESS_SECONDS_PARAMETER["fp16"] * self._parameters(component)
+        peak = _WAITING_BYTES + _RUNTIME_BYTES + mapped
+        yield StageEstimate("compress", f"{component}: mixed", seconds, peak, mapped)
+
+    def _compression(self, component: str, options: Plain) -> StageEstimate:
         parameters, mapped = self._parameters(component), self._resident_mapping(component)
         detail = f"{component}: {options.method}"
-        if not isinstance(options, ActivationQuantization):
+        if not options.is_calibrated:
             held = _HELD_BYTES["fp16" if options.method == "fp16" else "weights"]
         elif options.needs_statistics:
             held = _HELD_BYTES["smoothed"]
@@ -316,7 +328,10 @@ class _Work:
         return self._candidate_calls(runtime) * self._quantized_step_seconds() + decoding
 
     def _quantized_step_seconds(self) -> float:
-        method = self.recipe.compress.unet.method
+        options = self.recipe.compress.unet
+        if isinstance(options, Mixed) and options.otherwise in options.variants:
+            options = options.variants[options.otherwise]
+        method = options.method
         quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
         return self._step_seconds("native") * quantized
 
@@ -343,11 +358,14 @@ class _Work:
     def disk_bytes(self, skipped: Collection[str]) -> float:
         """The store and the result: IR, statistics, and the compressed parts twice."""
         recipe, model = self.recipe, self.model
-        compressed = 0.0
+        compressed = total = 0.0
         for component in COMPONENTS:
-            method = recipe.compress.method_of(component).method
-            compressed += (2.0 if method == "fp16" else 1.0) * self._parameters(component)
-        total = compressed * (("compress" not in skipped) + ("bundle" not in skipped))
+            options = recipe.compress.method_of(component)
+            size = (2.0 if options.method == "fp16" else 1.0) * self._parameters(component)
+            compressed += size
+            if isinstance(options, Mixed) and "compress" not in skipped:
+                total += size * len(options.variants)
+        total += compressed * (("compress" not in skipped) + ("bundle" not in skipped))
         if "convert" not in skipped:
             total += sum(self._ir_bytes(component) for component in COMPONENTS)
         if recipe.compress.collects("unet") and "ranges" not in skipped:

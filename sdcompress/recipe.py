@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdcompress.methods import Compress
+from sdcompress.methods import Compress, Grouping, Int4Weights, Int8, Int8Weights, Method, Plain
 from sdcompress.recipe_yaml import (
     FaultyKeyError,
     Layers,
@@ -190,6 +190,41 @@ class Budgets(Section):
         return self
 
 
+def _usual_variants() -> dict[str, Plain]:
+    return {
+        "w8a8": Int8(method="int8"),
+        "weights8": Int8Weights(method="int8_weights", convolutions=True),
+        "weights4": Int4Weights(method="int4_weights"),
+    }
+
+
+class Search(Section):
+    """How `sdcompress search` looks for what each group of the UNet's layers may be compressed to.
+
+    A group is left in 16 bits or taken from one of the `variants`. Its error is measured on calls
+    at so many `timesteps`; the `confirmed` groups with the largest are also drawn with, on
+    `trajectories` prompts in `trajectory_steps` steps. What is least within the limits is looked
+    for: a call's time (`latency`), the file (`size`) or weights in memory (`memory`). As many
+    `candidates` are built, drawn on `prompts` that are neither calibrated nor evaluated on, and
+    ranked. Limits are of the UNet, the time's as a share of what 16 bits take.
+    """
+
+    variants: Annotated[dict[str, Plain], Field(min_length=1)] = Field(
+        default_factory=_usual_variants
+    )
+    grouping: Grouping = "block"
+    timesteps: Annotated[int, Field(ge=1)] = 4
+    confirmed: Annotated[int, Field(ge=1)] = 4
+    trajectories: Annotated[int, Field(ge=1)] = 1
+    trajectory_steps: Annotated[int, Field(ge=2)] = 6
+    objective: Literal["latency", "size", "memory"] = "latency"
+    latency_ratio_max: Annotated[float, Field(gt=0.0)] | None = None
+    size_mb_max: Annotated[float, Field(gt=0.0)] | None = None
+    memory_mb_max: Annotated[float, Field(gt=0.0)] | None = None
+    candidates: Annotated[int, Field(ge=1)] = 4
+    prompts: Annotated[int, Field(ge=2)] = 16
+
+
 class Recipe(Section):
     """A whole recipe. See `recipes/` for files to copy and edit."""
 
@@ -209,6 +244,7 @@ class Recipe(Section):
     runtime: Runtime = Runtime()
     evaluate: Evaluate = Evaluate()
     budgets: Budgets
+    search: Search = Search()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -278,6 +314,12 @@ class Recipe(Section):
                 "evaluate.yardstick_prompts",
                 "a yardstick needs two prompts at least: set 2 or more, or 0 for none",
             )
+
+    def with_unet(self, method: Method) -> "Recipe":
+        """The same recipe with another method for the UNet. Raises RecipeError where it cannot."""
+        data = self.as_dict()
+        data["compress"]["unet"] = method.model_dump(mode="json")
+        return parse_recipe(Path(self.name), data)
 
     @property
     def schedulers(self) -> set[str]:

@@ -10,11 +10,11 @@ import openvino as ov
 import pytest
 
 from sdcompress.activations import collect
-from sdcompress.compress import CompressedIR, Recorded, compress
+from sdcompress.compress import CompressedIR, Recorded, compress, mix
 from sdcompress.errors import CompressionError
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME, ir_bytes
-from sdcompress.methods import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights
+from sdcompress.methods import Fp16, Hybrid, IgnoredScope, Int4Weights, Int8, Int8Weights, Mixed
 from sdcompress.precision import count_by_precision, layers_of
 
 
@@ -241,3 +241,88 @@ def test_missing_calibration_inputs_are_a_clear_error(baseline: Path, tmp_path: 
 
 def test_the_bundle_keeps_its_promise_of_size(bundle: Path, baseline: Path) -> None:
     assert ir_bytes(bundle / "unet") <= 0.30 * ir_bytes(baseline / "unet")
+
+
+def answer(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What OpenVINO makes of an IR for some inputs, in float32."""
+    model = ov.Core().read_model(folder / IR_NAME)
+    model.reshape({name: list(values.shape) for name, values in inputs.items()})
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled(inputs)[0])
+
+
+def test_all_layers_of_one_variant_are_that_variant(
+    baseline: Path, quantized: CompressedIR, inputs: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    options = Mixed(
+        method="mixed", variants={"w8a8": Int8(method="int8")}, layers={}, otherwise="w8a8"
+    )
+    result = mix(baseline / "unet", {"w8a8": quantized.folder}, options, tmp_path / "unet")
+    assert result.layers_by_precision == quantized.layers_by_precision
+    assert np.array_equal(answer(result.folder, inputs[0]), answer(quantized.folder, inputs[0]))
+
+
+@pytest.fixture(scope="module")
+def weights8(baseline: Path, tmp_path_factory: pytest.TempPathFactory) -> CompressedIR:
+    options = Int8Weights(method="int8_weights", convolutions=True)
+    folder = tmp_path_factory.mktemp("weights8") / "unet"
+    return compress(baseline / "unet", options, folder, None, has_vnni=True)
+
+
+def test_each_layer_is_of_the_first_pattern_that_its_name_has(
+    baseline: Path, quantized: CompressedIR, weights8: CompressedIR, tmp_path: Path
+) -> None:
+    options = Mixed(
+        method="mixed",
+        variants={"w8a8": Int8(method="int8"), "w8": Int8Weights(method="int8_weights")},
+        layers={r"down_blocks\.0.*attn2": "fp16", "attn": "w8", r"ff\.": "fp16"},
+        otherwise="w8a8",
+    )
+    variants = {"w8a8": quantized.folder, "w8": weights8.folder}
+    result = mix(baseline / "unet", variants, options, tmp_path / "unet")
+    found = {layer.name: layer.precision for layer in layers_of(result.folder / IR_NAME)}
+    for name, precision in found.items():
+        if "ff." in name or ("down_blocks.0" in name and "attn2" in name) or "conv_in" in name:
+            assert precision == "fp16", name
+        elif "attn" in name and "attentions" in name and ("attn1" in name or "attn2" in name):
+            assert precision == "int8 weights", name
+        else:
+            assert precision == "int8", name
+    assert len(found) == weighted_layers(baseline / "unet")
+
+
+def test_a_layer_reads_what_the_other_variant_returns(
+    baseline: Path,
+    quantized: CompressedIR,
+    weights8: CompressedIR,
+    inputs: list[dict[str, np.ndarray]],
+    tmp_path: Path,
+) -> None:
+    """The error of two halves, each of another variant, is more than that of either half."""
+    expected = answer(baseline / "unet", inputs[1])
+    errors = []
+    for number, (first, second) in enumerate([("w8a8", "fp16"), ("fp16", "w8"), ("w8a8", "w8")]):
+        chosen = {"w8a8": quantized.folder, "w8": weights8.folder}
+        used = {name: folder for name, folder in chosen.items() if name in (first, second)}
+        options = Mixed(
+            method="mixed",
+            variants={name: Int8Weights(method="int8_weights") for name in used},
+            layers={"down_blocks|mid_block": first},
+            otherwise=second,
+        )
+        result = mix(baseline / "unet", used, options, tmp_path / f"{number}")
+        errors.append(sqnr_db(expected, answer(result.folder, inputs[1])))
+    assert errors[2] < min(errors[:2])
+
+
+def test_a_pattern_that_no_layer_has_is_refused(
+    baseline: Path, quantized: CompressedIR, tmp_path: Path
+) -> None:
+    options = Mixed(
+        method="mixed",
+        variants={"w8a8": Int8(method="int8")},
+        layers={"no_such_layer": "fp16"},
+        otherwise="w8a8",
+    )
+    with pytest.raises(CompressionError, match="no layer's name has 'no_such_layer'"):
+        mix(baseline / "unet", {"w8a8": quantized.folder}, options, tmp_path / "unet")

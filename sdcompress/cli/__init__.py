@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from sdcompress import __version__
-from sdcompress.cli import bundles, drawing, making
+from sdcompress.cli import bundles, drawing, making, searching
 from sdcompress.errors import SdcompressError
 
 
@@ -53,6 +53,7 @@ def main(*, verbose: bool) -> None:
 
 for _command in (
     making.quantize,
+    searching.search,
     making.calibrate,
     making.convert,
     making.evaluate,

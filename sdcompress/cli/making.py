@@ -43,7 +43,7 @@ def quantize(recipe: "Recipe", **options: Any) -> None:
     from sdcompress.progress import TerminalProgress
     from sdcompress.workflow import quantize as run_quantize
 
-    _summarize(run_quantize(recipe, progress=TerminalProgress(), **options))
+    summarize(run_quantize(recipe, progress=TerminalProgress(), **options))
 
 
 @click.command()
@@ -148,7 +148,7 @@ def evaluate(
     extra = _evaluated_on(prompts, samples)
     chosen = load_named(recipe, ()) if recipe else None
     progress = TerminalProgress()
-    _summarize(
+    summarize(
         run_evaluate(
             bundle, recipe=chosen, overrides=(*overrides, *extra), progress=progress, **options
         )
@@ -273,7 +273,8 @@ def _evaluated_on(prompts: str | None, samples: int | None) -> tuple[str, ...]:
     return tuple(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
 
 
-def _summarize(run: "Run") -> None:
+def summarize(run: "Run") -> None:
+    """Prints what a run measured and where it left what it made."""
     from rich.console import Console
 
     from sdcompress.report.summary import print_summary

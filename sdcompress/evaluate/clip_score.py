@@ -117,6 +117,23 @@ class Clip:
         return ClipLook(scores, np.concatenate(self._features.embeddings))
 
 
+class ClipEyes:
+    """The same model for pictures in memory. Raises EvaluationError when it cannot be loaded."""
+
+    def __init__(self, scorer: ClipScorer) -> None:
+        with quiet_libraries("transformers"):
+            self._features, self._processor = _load(scorer)
+
+    def embed(self, pictures: Array) -> Array:
+        """Pictures uint8 [n, h, w, 3] to embeddings float32 [n, d]."""
+        import torch
+
+        inputs = self._processor(images=list(pictures), return_tensors="pt")
+        with torch.inference_mode():
+            found = self._features.get_image_features(inputs["pixel_values"])
+        return np.asarray(found.float().cpu().numpy())
+
+
 def _load(scorer: ClipScorer) -> "tuple[_Features, _Truncating]":
     from transformers import CLIPModel, CLIPProcessor
 

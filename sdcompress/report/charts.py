@@ -163,6 +163,24 @@ def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, y
     return _svg(f"{ylabel} against {xlabel}", draw)
 
 
+def heat_map(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
+) -> str:
+    """Values in dB of rows by columns: the darker, the more is lost."""
+
+    def draw(axes: "Axes") -> None:
+        mesh = axes.pcolormesh(values, cmap="viridis", edgecolors=_GRID, linewidth=0.4)
+        axes.set_yticks([place + 0.5 for place in range(len(rows))], rows, fontsize=8)
+        axes.set_xticks([place + 0.5 for place in range(len(columns))], columns)
+        axes.invert_yaxis()
+        axes.set(xlabel="timestep (from noise to picture)")
+        axes.grid(visible=False)
+        if axes.figure is not None:
+            axes.figure.colorbar(mesh, ax=axes, label="SQNR in dB")
+
+    return _svg(title, draw, height=0.19 * len(rows) + 1.4)
+
+
 def _shortened(name: str) -> str:
     """Long names would leave no room for the points."""
     return name if len(name) <= _LONGEST_LABEL else f"…{name[1 - _LONGEST_LABEL :]}"

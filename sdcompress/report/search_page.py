@@ -1,0 +1,196 @@
+"""What a search found as files: the recipe, a self-contained HTML page, and everything as JSON."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdcompress.evaluate.records import Estimate
+from sdcompress.recipe import Recipe
+from sdcompress.report.charts import front_chart, heat_map
+from sdcompress.report.html import render_page
+from sdcompress.search.records import Candidate, Hunt
+from sdcompress.search.sensitivity import WHOLE, Sensitivity
+from sdcompress.store import write_record
+
+RECIPE_FILE = "recipe.search.yaml"
+_UNITS = {"latency": ("ms a call", 1e3), "size": ("MB", 1e-6), "memory": ("MB in memory", 1e-6)}
+_LEAST = 1e-10
+_COMPOSED = 1  # the column that is too long for a terminal
+
+
+def write_search(folder: Path, recipe: Recipe, hunt: Hunt) -> None:
+    """Writes search.json and search.html."""
+    write_record(folder / "search.json", dict[str, Any], _document(recipe, hunt))
+    (folder / "search.html").write_text(render_search(recipe, hunt), encoding="utf-8")
+
+
+def write_recipe(recipe: Recipe, candidate: Candidate, file: Path) -> Recipe:
+    """Writes the recipe that builds a candidate, and returns it as it is read from the file."""
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data["name"] = f"{recipe.name}_search"
+    data["description"] = f"{recipe.description}; the UNet as `sdcompress search` found it"
+    data["compress"]["unet"] = candidate.method.model_dump(mode="json", exclude_defaults=True)
+    head = (
+        f"# Found by `sdcompress search` from the recipe {recipe.name}: {candidate.name}.\n"
+        "# Patterns are looked for in the names of layers; the first that is found decides.\n"
+        "#\n"
+        f"#     sdcompress quantize {file.name}\n"
+    )
+    body = yaml.safe_dump(data, sort_keys=False, width=100)
+    file.write_text(head + body, encoding="utf-8")
+    return type(recipe).model_validate(data)
+
+
+def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
+    """A table's rows, the heading first."""
+    yield (
+        "candidate",
+        "layers",
+        "a call",
+        "by 16 bits",
+        "file",
+        "CLIP score",
+        "95 % interval",
+        "SSIM",
+        "budgets",
+        "front",
+    )
+    for one in hunt.candidates:
+        score = one.figures["clip_score"]
+        yield (
+            one.name,
+            _composition(one),
+            f"{one.call_seconds * 1e3:.1f} ms",
+            f"x {one.call_ratio:.2f}",
+            f"{one.stored_bytes / 1e6:.1f} MB",
+            f"{score.value:+.2f}",
+            _interval(score),
+            f"{one.figures['ssim'].value:.3f}",
+            one.outcome,
+            "yes" if one.on_front else "",
+        )
+
+
+def describe_candidates(hunt: Hunt) -> Iterator[str]:
+    """Yields the lines of the same table for a terminal."""
+    columns = [list(one) for one in zip(*candidate_rows(hunt), strict=True)]
+    del columns[_COMPOSED]
+    widths = [max(len(cell) for cell in column) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def render_search(recipe: Recipe, hunt: Hunt) -> str:
+    """Turns what was found into a page."""
+    objective = recipe.search.objective
+    label, scale = _UNITS[objective]
+    return render_page(
+        "search.html.j2",
+        name=recipe.name,
+        objective=objective,
+        processor=hunt.processor,
+        samples=hunt.candidates[0].samples,
+        candidate_rows=list(candidate_rows(hunt)),
+        fronts=[
+            (title, front_chart(list(_points(hunt, metric, objective, scale)), label, title))
+            for metric, title in (("clip_score", "CLIP score"), ("ssim", "SSIM"))
+        ],
+        heat_maps=[(name, _heat_map(name, one)) for name, one in hunt.sensitivities.items()],
+        group_rows=list(_group_rows(hunt)),
+        drawn_rows=list(_drawn_rows(hunt)),
+    )
+
+
+def _document(recipe: Recipe, hunt: Hunt) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "recipe": recipe.as_dict(),
+        "processor": hunt.processor,
+        "groups": [asdict(one) for one in hunt.groups],
+        "sensitivity": {name: asdict(one) for name, one in hunt.sensitivities.items()},
+        "cost": {name: asdict(one) for name, one in hunt.costs.items()},
+        "options": [asdict(one) for one in hunt.options],
+        "candidates": [_candidate(one) for one in hunt.candidates],
+    }
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    figures = {name: asdict(value) for name, value in one.figures.items()}
+    plain = {name: value for name, value in vars(one).items() if name not in ("method", "figures")}
+    return plain | {"method": one.method.model_dump(mode="json"), "figures": figures}
+
+
+def _composition(candidate: Candidate) -> str:
+    """How many groups are of which variant; of a method that is no choice, its name."""
+    if candidate.choice is None:
+        return candidate.method.method
+    counted = Counter(candidate.choice.values()).most_common()
+    return ", ".join(f"{count} {name}" for name, count in counted)
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.low:+.2f} to {estimate.high:+.2f}"
+
+
+def _points(
+    hunt: Hunt, metric: str, objective: str, scale: float
+) -> Iterator[tuple[str, float, float, bool]]:
+    places = {
+        one.name: (one.cost(objective) * scale, one.figures[metric].value)
+        for one in hunt.candidates
+    }
+    for name, (x, y) in places.items():
+        beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in places.values())
+        yield name, x, y, not beaten
+
+
+def _heat_map(variant: str, sensitivity: Sensitivity) -> str:
+    rows = [one for one in sensitivity.errors if one.group != WHOLE]
+    return heat_map(
+        f"SQNR of the prediction with one group as {variant}",
+        [one.group for one in rows],
+        [str(timestep) for timestep in sensitivity.timesteps],
+        [[_db(share) for share in one.noise] for one in rows],
+    )
+
+
+def _db(share: float) -> float:
+    return -10 * log10(max(share, _LEAST))
+
+
+def _group_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
+    yield "group", "variant", "SQNR expected", "content expected", "time", "file", "in memory"
+    for one in hunt.options:
+        yield (
+            one.group,
+            one.variant,
+            f"{_db(one.noise):.1f} dB" if one.noise else "-",
+            f"{one.content:.4f}" if one.content else "-",
+            f"{one.seconds * 1e3:.2f} ms",
+            f"{one.stored_bytes / 1e3:.0f} kB",
+            f"{one.executed_bytes / 1e3:.0f} kB",
+        )
+
+
+def _drawn_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
+    yield "variant", "group", "SQNR of a call", "SQNR of the latents", "content"
+    for name, sensitivity in hunt.sensitivities.items():
+        for one in sensitivity.drawn:
+            calls: Mapping[str, float] = {
+                error.group: sum(error.noise) / len(error.noise) for error in sensitivity.errors
+            }
+            yield (
+                name,
+                one.group,
+                f"{_db(calls[one.group]):.1f} dB",
+                f"{_db(one.noise):.1f} dB",
+                f"{one.content:.4f}",
+            )

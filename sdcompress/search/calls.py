@@ -1,0 +1,73 @@
+"""UNet calls to judge by: recorded calibration inputs, spread over the timesteps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdcompress.errors import CalibrationError
+from sdcompress.runtime.schedulers.estimate import split
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call with all guidance branches, as the UNet's inputs by name.
+
+    `sigma` is the noise level, noise to signal.
+    """
+
+    inputs: dict[str, Array]
+    timestep: int
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How predictions of the branches become one, and clean latents."""
+
+    scale: float
+    prediction_type: str
+
+    def guided(self, prediction: Array) -> Array:
+        """One prediction [1, 4, h/8, w/8] of the branches' [1 or 2, 4, h/8, w/8]."""
+        if len(prediction) == 1:
+            return prediction
+        base, conditioned = prediction[:1], prediction[1:]
+        return np.asarray(base + (conditioned - base) * self.scale)
+
+    def clean(self, call: Call, prediction: Array) -> Array:
+        """The clean latents that a call's guided prediction speaks of."""
+        latents, _ = split(
+            self.prediction_type, call.inputs["sample"][:1], call.sigma, self.guided(prediction)
+        )
+        return latents
+
+
+def pick_calls(inputs: Any, count: int, levels: Array) -> tuple[Call, ...]:
+    """Takes `count` of the recorded calls, evenly over their order in time, the noisiest first.
+
+    `inputs` are a UNet's recorded inputs, a call's branches together; `levels` the noise level of
+    each training step. Raises CalibrationError when there are fewer calls.
+    """
+    timesteps = inputs.timesteps()
+    if count > len(timesteps):
+        raise CalibrationError(
+            f"search.timesteps asks for {count} calls, but only {len(timesteps)} are recorded: "
+            "raise calibrate.samples or lower it"
+        )
+    order = np.argsort(-timesteps, kind="stable")
+    places = order[_centres(len(order), count)]
+    return tuple(_call(inputs.at(int(place)), timesteps[place], levels) for place in places)
+
+
+def _centres(length: int, count: int) -> Sequence[int]:
+    """The middle of each of `count` equal parts."""
+    return [(2 * part + 1) * length // (2 * count) for part in range(count)]
+
+
+def _call(inputs: dict[str, Array], timestep: float, levels: Array) -> Call:
+    sigma = float(np.interp(timestep, np.arange(len(levels)), levels))
+    return Call(inputs, round(float(timestep)), sigma)

@@ -1,0 +1,146 @@
+"""What each group of layers costs on the device: time of a call, bytes in the file and in memory.
+
+Times are the device's own performance counters, summed over the operations that stand for a group.
+All models are measured in turn, so that a machine that changes its speed does so for all of them.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import openvino as ov
+
+from sdcompress.executed import layers_of_compiled, least_seconds
+from sdcompress.precision import Layer, layers_of
+from sdcompress.progress import Advance
+from sdcompress.runtime.device import Target, compile_model, opened_model
+from sdcompress.search.groups import Group
+
+ROUNDS = 2
+# So many inferences are timed, and more of a small model, for so many seconds.
+_CALLS, _MOST_CALLS, _SECONDS = 4, 100, 2.0
+_BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "u8": 8, "i4": 4, "u4": 4}
+_STORED_BITS = {"fp32": 16, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}  # saving halves fp32
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """A group in one model: seconds of a call, bytes of its weights as stored and as executed."""
+
+    group: str
+    seconds: float
+    stored_bytes: float
+    executed_bytes: float
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A model: seconds of a whole call, and its groups."""
+
+    seconds: float
+    groups: tuple[GroupCost, ...]
+
+    def of(self, group: str) -> GroupCost:
+        """What one group costs."""
+        return next(one for one in self.groups if one.group == group)
+
+
+def measure_costs(
+    models: Mapping[str, Path],
+    groups: Sequence[Group],
+    shapes: Mapping[str, Sequence[int]],
+    device: str,
+    on_model: Advance,
+) -> dict[str, ModelCost]:
+    """Compiles and runs each model for inputs of these shapes; the quickest of the rounds counts.
+
+    Floating-point layers run in the precision that the device picks by itself.
+    """
+    found: dict[str, ModelCost] = {}
+    total = ROUNDS * len(models)
+    for number in range(total):
+        name = list(models)[number % len(models)]
+        cost = _measured(models[name], groups, shapes, device)
+        found[name] = _quicker(found[name], cost) if name in found else cost
+        on_model(number + 1, total)
+    return found
+
+
+def _quicker(one: ModelCost, other: ModelCost) -> ModelCost:
+    """The least of both, for the whole and for each group."""
+    pairs = zip(one.groups, other.groups, strict=True)
+    groups = (replace(a, seconds=min(a.seconds, b.seconds)) for a, b in pairs)
+    return ModelCost(min(one.seconds, other.seconds), tuple(groups))
+
+
+def _measured(
+    xml: Path, groups: Sequence[Group], shapes: Mapping[str, Sequence[int]], device: str
+) -> ModelCost:
+    target = Target(device, None, profiling=True)
+    with opened_model(target, xml) as model:
+        layers = layers_of(model)
+        model.reshape({name: list(shape) for name, shape in shapes.items()})
+        compiled = compile_model(target, model, "unet")
+    del model
+    owners = _Owners(groups)
+    seconds, stored, executed = (dict.fromkeys(owners.names, 0.0) for _ in range(3))
+    for layer in layers:
+        if (group := owners.of(layer.name)) is not None:
+            stored[group] += layer.parameters * _STORED_BITS[layer.precision.split()[0]] / 8
+    for group, kept in _executed_bytes(compiled, layers, owners):
+        executed[group] += kept
+    call_seconds = _call_seconds(compiled)
+    inferences = max(_CALLS, min(_MOST_CALLS, round(_SECONDS / call_seconds)))
+    for name, least in least_seconds(compiled, inferences).items():
+        if (group := owners.of(name)) is not None:
+            seconds[group] += least
+    return ModelCost(
+        call_seconds,
+        tuple(
+            GroupCost(name, seconds[name], stored[name], executed[name]) for name in owners.names
+        ),
+    )
+
+
+def _call_seconds(compiled: ov.CompiledModel) -> float:
+    """The quickest of some calls; what a call's inputs are does not matter to its time."""
+    request = compiled.create_infer_request()
+    request.infer()  # the first one also unpacks and allocates
+    seconds: list[float] = []
+    while len(seconds) < _CALLS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_CALLS):
+        start = time.perf_counter()
+        request.infer()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+class _Owners:
+    """Tells whose an operation is: a layer, what was put before it or fused behind it."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.names = [group.name for group in groups]
+        self._patterns = [(group.name, re.compile(group.pattern)) for group in groups]
+
+    def of(self, operation: str) -> str | None:
+        """The group whose pattern an operation's name has, if there is one."""
+        return next((name for name, one in self._patterns if one.search(operation)), None)
+
+
+def _executed_bytes(
+    compiled: ov.CompiledModel, layers: Sequence[Layer], owners: _Owners
+) -> Iterator[tuple[str, float]]:
+    """What the device keeps of each layer's weights; nothing where it does not tell.
+
+    An executed layer may bear the name of the bias that is fused with it.
+    """
+    parameters = {_module(layer.name): layer.parameters for layer in layers}
+    for executed in layers_of_compiled(compiled):
+        group, size = owners.of(executed.name), parameters.get(_module(executed.name))
+        if group and size and executed.weights:
+            yield group, size * _BITS[executed.weights] / 8
+
+
+def _module(operation: str) -> str:
+    return operation.split("/", maxsplit=1)[0]

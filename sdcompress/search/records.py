@@ -1,0 +1,61 @@
+"""What a search found, as plain records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sdcompress.evaluate.records import Estimate, Outcome
+from sdcompress.methods import Method
+from sdcompress.search.cost import ModelCost
+from sdcompress.search.groups import Group
+from sdcompress.search.sensitivity import Sensitivity
+from sdcompress.search.solver import OBJECTIVES, Choice, Option
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method for the UNet, built, timed and drawn with.
+
+    `figures` are those of the evaluation, against the float32 baseline, over `samples` pictures;
+    `outcome` is what they say of the recipe's budgets of pictures. `call_ratio` is the time of a
+    call by that of the UNet in 16 bits. `choice` and what was expected of it are those of the
+    solver, None where the method is not its own. `on_front` tells that no other candidate costs
+    less and is better by CLIP score.
+    """
+
+    name: str
+    method: Method
+    figures: Mapping[str, Estimate]
+    samples: int
+    outcome: Outcome
+    choice: Choice | None = None
+    expected_noise: float | None = None
+    expected_content: float | None = None
+    call_seconds: float = 0.0
+    call_ratio: float = 0.0
+    stored_bytes: int = 0
+    executed_bytes: float = 0.0
+    on_front: bool = field(default=False)
+
+    def cost(self, objective: str) -> float:
+        """What the objective makes least."""
+        seconds = {"seconds": self.call_seconds}
+        sizes = {"stored_bytes": self.stored_bytes, "executed_bytes": self.executed_bytes}
+        return (seconds | sizes)[OBJECTIVES[objective]]
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """Everything measured and chosen; candidates in the order in which they are to be tried."""
+
+    groups: tuple[Group, ...]
+    sensitivities: Mapping[str, Sensitivity]
+    costs: Mapping[str, ModelCost]
+    options: tuple[Option, ...]
+    candidates: tuple[Candidate, ...]
+    processor: str
+
+    def offenders(self, candidate: Candidate, most: int = 5) -> list[Option]:
+        """The groups that add most to a candidate's expected noise, the worst first."""
+        chosen = candidate.choice or {}
+        used = [one for one in self.options if chosen.get(one.group) == one.variant]
+        return sorted(used, key=lambda one: -one.noise)[:most]

@@ -1,0 +1,240 @@
+"""What each group of layers costs in quality when a variant takes its place: two yardsticks.
+
+*Fidelity* is how far the prediction of one call moves. *Content* is how far the picture that it
+speaks of moves in the eyes of CLIP; one yardstick alone hides what the other sees (MixDQ,
+arXiv:2405.17873). Calls are recorded calibration inputs, each asked with one group switched to the
+variant. The groups with the largest errors are then confirmed on short trajectories of their own,
+which tell how a group's error grows on the way to the picture.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sdcompress.evaluate.clip_score import ClipEyes, ClipScorer
+from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
+from sdcompress.ir import IR_NAME
+from sdcompress.progress import Advance
+from sdcompress.runtime import Job, Pipeline, Settings
+from sdcompress.search.calls import Call, Guidance
+from sdcompress.search.groups import CONTENT_KINDS, Group
+from sdcompress.search.switchboard import Switchboard
+from sdcompress.store import read_record, write_record
+
+Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+WHOLE = "all groups"
+
+
+@dataclass(frozen=True)
+class GroupError:
+    """One group as in a variant, the rest as in the baseline.
+
+    `noise` is the error's share of the guided prediction's power at each timestep (the inverse of
+    SQNR); `content` one minus the cosine of CLIP embeddings, for groups that decide on content.
+    """
+
+    group: str
+    noise: tuple[float, ...]
+    content: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawnError:
+    """The same at the end of short trajectories, of the latents and of the pictures: means."""
+
+    group: str
+    noise: float
+    content: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A variant's groups, noisiest timestep first, and all of them together as `WHOLE`."""
+
+    timesteps: tuple[int, ...]
+    errors: tuple[GroupError, ...]
+    drawn: tuple[DrawnError, ...]
+
+    def of(self, group: str) -> GroupError | None:
+        """What was measured of a group; None where the variant leaves it as it is."""
+        return next((one for one in self.errors if one.group == group), None)
+
+    def expected(self, group: str) -> tuple[float, float]:
+        """Noise and content loss to expect at the end of a trajectory with the group alone.
+
+        Of groups that were not drawn with, what one call says, grown as those of the others did.
+        """
+        for one in self.drawn:
+            if one.group == group:
+                return one.noise, one.content
+        error = self.of(group)
+        if error is None:
+            return 0.0, 0.0
+        noise = float(np.mean(error.noise)) * self._growth("noise")
+        content = float(np.mean(error.content)) if error.content else 0.0
+        return noise, content * self._growth("content")
+
+    def _growth(self, figure: str) -> float:
+        """The median of how often a group's error at the end is that of its calls."""
+        found = []
+        for one in self.drawn:
+            error = self.of(one.group)
+            before = float(np.mean(getattr(error, figure) or [0.0]))
+            if one.group != WHOLE and before > 0.0:
+                found.append(getattr(one, figure) / before)
+        return float(np.median(found)) if found else 1.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a variant's groups are judged on.
+
+    `shots` are drawn with `settings` in short; `confirmed` is of how many groups by each yardstick.
+    """
+
+    baseline: Path
+    variant: Path
+    device: str
+    groups: tuple[Group, ...]
+    calls: tuple[Call, ...]
+    guidance: Guidance
+    shots: tuple[Shot, ...]
+    settings: Settings
+    scorer: ClipScorer
+    confirmed: int
+
+
+def measure_sensitivity(experiment: Experiment, folder: Path, on_group: Advance) -> Sensitivity:
+    """Measures group by group; what is measured is kept in `folder`, and not measured again."""
+    meter = _Meter(experiment)
+    wanted = [*(group.name for group in meter.board.groups), WHOLE]
+    most = len(wanted) + 2 * experiment.confirmed + 1
+    content = {one.name for one in experiment.groups if one.kind in CONTENT_KINDS} | {WHOLE}
+    errors = []
+    for index, name in enumerate(wanted):
+        measure = partial(meter.of_calls, name, shows_content=name in content)
+        errors.append(_kept(folder / f"calls-{index:04d}.json", GroupError, measure))
+        on_group(index + 1, most)
+    drawn = []
+    for index, name in enumerate(_worth_drawing(errors, experiment.confirmed)):
+        measure_drawn = partial(meter.of_pictures, name)
+        drawn.append(_kept(folder / f"drawn-{index:04d}.json", DrawnError, measure_drawn))
+        on_group(len(wanted) + index + 1, most)
+    on_group(most, most)
+    timesteps = tuple(call.timestep for call in experiment.calls)
+    return Sensitivity(timesteps, tuple(errors), tuple(drawn))
+
+
+def _kept(file: Path, kind: type[T], measure: Callable[[], T]) -> T:
+    if not file.exists():
+        write_record(file, kind, measure())
+    return read_record(file, kind)
+
+
+def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
+    """Yields the groups with the largest errors by either yardstick, and all together."""
+    single = [one for one in errors if one.group != WHOLE]
+    by_noise = sorted(single, key=lambda one: -float(np.mean(one.noise)))
+    seen = [one for one in single if one.content]
+    by_content = sorted(seen, key=lambda one: -float(np.mean(one.content)))
+    yield from dict.fromkeys(one.group for one in (*by_noise[:most], *by_content[:most]))
+    yield WHOLE
+
+
+class _Meter:
+    """Compares with the baseline, whose answers are asked for once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._plan = experiment
+        shapes = {name: value.shape for name, value in experiment.calls[0].inputs.items()}
+        xml, other = (one / IR_NAME for one in (experiment.baseline / "unet", experiment.variant))
+        self.board = Switchboard(xml, other, experiment.groups, shapes, experiment.device)
+        self._timestep = experiment.calls[0].inputs["timestep"]
+        exact = Variant(
+            experiment.baseline, experiment.device, BASELINE_PRECISION, experiment.settings
+        )
+        self._pipeline = exact.open()
+        self._eyes = ClipEyes(experiment.scorer)
+
+    def of_calls(self, name: str, *, shows_content: bool) -> GroupError:
+        answers = self._answers(self._switched(name))
+        noise = tuple(
+            noise_share(self._plan.guidance.guided(before), self._plan.guidance.guided(after))
+            for before, after in zip(self._expected, answers, strict=True)
+        )
+        if not shows_content:
+            return GroupError(name, noise)
+        return GroupError(name, noise, content_loss(self._expected_look, self._look(answers)))
+
+    def of_pictures(self, name: str) -> DrawnError:
+        switched = self._switched(name)
+        latents = np.concatenate([self._draw(shot, switched) for shot in self._plan.shots])
+        pairs = zip(self._expected_latents, latents, strict=True)
+        noise = [noise_share(before, after) for before, after in pairs]
+        content = content_loss(self._expected_pictures, self._embed(latents))
+        return DrawnError(name, float(np.mean(noise)), float(np.mean(content)))
+
+    def _switched(self, name: str) -> Collection[str]:
+        return {one.name for one in self.board.groups} if name == WHOLE else {name}
+
+    def _answers(self, switched: Collection[str]) -> list[Array]:
+        return [self.board.ask(call.inputs, switched) for call in self._plan.calls]
+
+    @cached_property
+    def _expected(self) -> list[Array]:
+        return self._answers(())
+
+    @cached_property
+    def _expected_look(self) -> Array:
+        return self._look(self._expected)
+
+    @cached_property
+    def _expected_latents(self) -> Array:
+        return np.concatenate([self._draw(shot, ()) for shot in self._plan.shots])
+
+    @cached_property
+    def _expected_pictures(self) -> Array:
+        return self._embed(self._expected_latents)
+
+    def _look(self, answers: Sequence[Array]) -> Array:
+        """What the pictures that predictions speak of look like to CLIP, [calls, d]."""
+        pairs = zip(self._plan.calls, answers, strict=True)
+        return self._embed(np.concatenate([self._plan.guidance.clean(*pair) for pair in pairs]))
+
+    def _embed(self, latents: Array) -> Array:
+        return self._eyes.embed(self._pipeline.decode(latents, self._plan.settings))
+
+    def _draw(self, shot: Shot, switched: Collection[str]) -> Array:
+        """Denoises a picture with the switched UNet; latents [1, 4, h/8, w/8]."""
+
+        def unet(sample: Array, timestep: float, encoder_hidden_states: Array) -> Array:
+            step = np.full_like(self._timestep, round(timestep))
+            names = ("sample", "timestep", "encoder_hidden_states")
+            inputs = dict(zip(names, (sample, step, encoder_hidden_states), strict=True))
+            return self.board.ask(inputs, switched)
+
+        return _denoise(self._pipeline, shot, self._plan.settings, unet)
+
+
+def _denoise(pipeline: Pipeline, shot: Shot, settings: Settings, unet: Any) -> Array:
+    negative = shot.prompt.negative or ""
+    unconditional, conditional = pipeline.encode([negative, shot.prompt.text], settings)
+    start = pipeline.begin(Job(shot.prompt.text, negative, shot.seed), settings)
+    return pipeline.denoise(start, conditional[None], unconditional[None], settings, unet=unet)
+
+
+def noise_share(reference: Array, value: Array) -> float:
+    """The power of the difference by that of the reference, 10^(-SQNR/10)."""
+    noise = np.square(reference - value, dtype=np.float64).sum()
+    return float(noise / np.square(reference, dtype=np.float64).sum())
+
+
+def content_loss(before: Array, after: Array) -> tuple[float, ...]:
+    """One minus the cosine of embeddings, pair by pair; both float [n, d]."""
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    return tuple(max(0.0, float(one)) for one in 1 - (before * after).sum(1) / norms)

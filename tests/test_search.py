@@ -1,0 +1,240 @@
+"""Searching, part by part: groups, switches, errors, costs and choices, on the demo's UNet."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from sdcompress.evaluate.sqnr import sqnr_db
+from sdcompress.ir import IR_NAME
+from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
+from sdcompress.precision import layers_of
+from sdcompress.search.calls import Guidance, pick_calls
+from sdcompress.search.cost import measure_costs
+from sdcompress.search.groups import Group, group_layers
+from sdcompress.search.sensitivity import DrawnError, GroupError, Sensitivity
+from sdcompress.search.solver import Limits, Option, ladder, solve, total
+from sdcompress.search.switchboard import Switchboard, compressed_layers
+from sdcompress.search.writing import as_method
+
+VARIANTS = {"w8a8": Int8(method="int8"), "weights8": Int8Weights(method="int8_weights")}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "sample": random.standard_normal((2, 4, 16, 16), dtype=np.float32),
+        "timestep": np.array([501]),
+        "encoder_hidden_states": random.standard_normal((2, 77, 128), dtype=np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def groups(baseline: Path, bundle: Path) -> tuple[Group, ...]:
+    layers = compressed_layers(baseline / "unet" / IR_NAME, [bundle / "unet"])
+    return group_layers(layers, "block")
+
+
+@pytest.fixture(scope="module")
+def board(
+    baseline: Path, bundle: Path, groups: tuple[Group, ...], inputs: dict[str, np.ndarray]
+) -> Switchboard:
+    shapes = {name: values.shape for name, values in inputs.items()}
+    xml = baseline / "unet" / IR_NAME
+    return Switchboard(xml, bundle / "unet" / IR_NAME, groups, shapes)
+
+
+def answer(xml: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    model = ov.Core().read_model(xml)
+    model.reshape({name: list(values.shape) for name, values in inputs.items()})
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled(inputs)[0])
+
+
+@pytest.mark.parametrize("grouping", ["block", "part", "layer"])
+def test_a_groups_pattern_finds_its_layers_and_no_others(
+    baseline: Path, grouping: Grouping
+) -> None:
+    names = [layer.name for layer in layers_of(baseline / "unet" / IR_NAME)]
+    found = group_layers(names, grouping)
+    assert sorted(itertools.chain(*(group.layers for group in found))) == sorted(names)
+    for group in found:
+        assert [name for name in names if re.search(group.pattern, name)] == list(group.layers)
+    if grouping == "block":
+        assert {group.kind for group in found} == {
+            "conv_in", "conv_out", "time_embedding", "resnet", "self_attention",
+            "cross_attention", "feed_forward", "projection", "sampler",
+        }  # fmt: skip
+
+
+def test_layers_left_alone_have_nothing_to_choose(groups: tuple[Group, ...]) -> None:
+    # The bundle's recipe keeps both ends of the UNet in 16 bits.
+    assert not {"conv_in", "conv_out"} & {group.kind for group in groups}
+
+
+def test_all_switches_off_is_the_baseline_and_all_on_the_variant(
+    board: Switchboard, baseline: Path, bundle: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    off, on = board.ask(inputs), board.ask(inputs, [group.name for group in board.groups])
+    assert sqnr_db(answer(baseline / "unet" / IR_NAME, inputs), off) > 90
+    # The variant's two ends, which are in no group, have 16-bit weights.
+    variant = answer(bundle / "unet" / IR_NAME, inputs)
+    assert sqnr_db(variant, on) > sqnr_db(off, on) + 12
+
+
+def test_one_switch_is_a_model_in_which_that_group_alone_is_quantized(
+    board: Switchboard,
+    baseline: Path,
+    bundle: Path,
+    inputs: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    from sdcompress.compress import mix
+
+    group = next(one for one in board.groups if one.kind == "resnet")
+    options = Mixed(
+        method="mixed", variants={"w8a8": VARIANTS["w8a8"]}, layers={group.pattern: "w8a8"}
+    )
+    built = mix(baseline / "unet", {"w8a8": bundle / "unet"}, options, tmp_path / "unet")
+    expected = answer(baseline / "unet" / IR_NAME, inputs)
+    error = sqnr_db(expected, board.ask(inputs, [group.name]))
+    # The rest of the one that was built has 16-bit weights.
+    assert error == pytest.approx(
+        sqnr_db(expected, answer(built.folder / IR_NAME, inputs)), abs=0.3
+    )
+    assert error < 60
+
+
+def test_guided_predictions_are_those_of_the_denoising_loop() -> None:
+    prediction = np.array([[1.0], [3.0]], np.float32)[..., None, None]
+    assert Guidance(5.0, "epsilon").guided(prediction).item() == 11.0
+    assert Guidance(5.0, "epsilon").guided(prediction[1:]).item() == 3.0
+
+
+class Recorded:
+    """Three calls in the order in which they were recorded."""
+
+    def timesteps(self) -> np.ndarray:
+        return np.array([1.0, 901.0, 501.0])
+
+    def at(self, index: int) -> dict[str, np.ndarray]:
+        return {"sample": np.full((2, 4, 2, 2), index, np.float32)}
+
+
+def test_calls_are_spread_over_the_trajectory_noisiest_first() -> None:
+    levels = np.linspace(0.0, 10.0, 1001)
+    assert [call.timestep for call in pick_calls(Recorded(), 3, levels)] == [901, 501, 1]
+    (middle,) = pick_calls(Recorded(), 1, levels)
+    assert middle.timestep == 501
+    assert middle.sigma == pytest.approx(5.01)
+    assert middle.inputs["sample"][0, 0, 0, 0] == 2
+
+
+def test_costs_are_of_the_groups_own_layers(
+    baseline: Path, bundle: Path, groups: tuple[Group, ...], inputs: dict[str, np.ndarray]
+) -> None:
+    shapes = {name: values.shape for name, values in inputs.items()}
+    models = {"fp16": baseline / "unet" / IR_NAME, "w8a8": bundle / "unet" / IR_NAME}
+    told: list[tuple[int, int]] = []
+    costs = measure_costs(models, groups, shapes, "CPU", lambda *done: told.append(done))
+    assert told[-1] == (4, 4)
+    sizes = {layer.name: layer.parameters for layer in layers_of(models["fp16"])}
+    for group in groups:
+        plain, compressed = (costs[name].of(group.name) for name in models)
+        parameters = sum(sizes.get(layer, 0) for layer in group.layers)
+        assert compressed.stored_bytes == parameters
+        assert plain.stored_bytes == 2 * parameters
+        assert compressed.executed_bytes == parameters  # kept in 8 bits by the CPU
+        assert plain.executed_bytes >= 2 * parameters
+        assert 0 < plain.seconds < costs["fp16"].seconds
+    for cost in costs.values():
+        assert 0.3 < sum(one.seconds for one in cost.groups) / cost.seconds < 1.3
+
+
+def options_of(random: np.random.Generator, groups: int, variants: int) -> list[Option]:
+    return [
+        Option(f"g{group}", f"v{variant}", *(variant * random.random(2)), *random.random(3))
+        for group in range(groups)
+        for variant in range(variants)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("objective", ["latency", "size", "memory"])
+def test_no_choice_within_the_limits_costs_less(seed: int, objective: str) -> None:
+    options = options_of(np.random.default_rng(seed), groups=5, variants=3)
+    limits = Limits(noise=2.0, content=2.4, stored_bytes=2.9)
+    found = solve(options, objective, limits)
+    field = {"latency": "seconds", "size": "stored_bytes", "memory": "executed_bytes"}[objective]
+    costs = []
+    for chosen in itertools.product(range(3), repeat=5):
+        choice = {f"g{group}": f"v{variant}" for group, variant in enumerate(chosen)}
+        within = all(
+            total(options, choice, name) <= limit
+            for name, limit in vars(limits).items()
+            if limit is not None
+        )
+        if within:
+            costs.append(total(options, choice, field))
+    if not costs:
+        assert found is None
+    else:
+        assert found is not None
+        assert total(options, found, field) == pytest.approx(min(costs), rel=1e-4)
+
+
+def test_the_ladder_goes_from_the_cheapest_to_the_most_exact() -> None:
+    options = options_of(np.random.default_rng(3), groups=6, variants=3)
+    rungs = list(ladder(options, "latency", Limits()))
+    seconds = [total(options, one, "seconds") for one in rungs]
+    noise = [total(options, one, "noise") for one in rungs]
+    assert len(rungs) > 3
+    assert seconds == sorted(seconds)
+    assert noise[0] > noise[-1]
+    assert all(rungs[index] not in rungs[:index] for index in range(len(rungs)))
+
+
+def test_among_equal_costs_the_smaller_error_is_taken() -> None:
+    options = [Option("g", "rough", 0.5, 0.0, 1, 1, 1), Option("g", "fine", 0.1, 0.0, 1, 1, 1)]
+    assert solve(options, "size", Limits()) == {"g": "fine"}
+
+
+def test_groups_that_were_not_drawn_grow_as_the_others_did() -> None:
+    found = Sensitivity(
+        (900, 100),
+        (
+            GroupError("a", (0.1, 0.3), (0.02, 0.02)),
+            GroupError("b", (0.1, 0.1)),
+            GroupError("c", (0.01, 0.03), (0.01, 0.01)),
+        ),
+        (DrawnError("a", 0.4, 0.1), DrawnError("b", 0.2, 0.03)),
+    )
+    assert found.expected("a") == (0.4, 0.1)
+    assert found.expected("c") == pytest.approx((0.02 * 2.0, 0.01 * 5.0))
+    assert found.expected("unknown") == (0.0, 0.0)
+
+
+def test_a_choice_is_written_in_few_patterns_that_say_the_same(
+    groups: tuple[Group, ...],
+) -> None:
+    choice = {group.name: "w8a8" for group in groups}
+    for group in groups:
+        if group.kind == "cross_attention":
+            choice[group.name] = "fp16"
+        elif group.kind == "feed_forward" and group.place != "mid_block":
+            choice[group.name] = "weights8"
+    method = as_method(choice, groups, VARIANTS)
+    assert isinstance(method, Mixed)
+    assert len(method.layers) == 2
+    for group in groups:
+        for layer in group.layers:
+            assert (method.variant_of(layer) or "fp16") == choice[group.name]
+
+
+def test_a_choice_of_one_variant_throughout_is_that_method(groups: tuple[Group, ...]) -> None:
+    assert as_method({group.name: "w8a8" for group in groups}, groups, VARIANTS) == VARIANTS["w8a8"]
+    assert as_method({group.name: "fp16" for group in groups}, groups, VARIANTS) is None
