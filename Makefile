@@ -10,7 +10,7 @@ BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime
 	runtime_mapping runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
 .PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight \
-	bench-runtime bench-unet bench-decoders clean
+	bench-runtime bench-unet bench-decoders bench-calibration clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-runtime  a full-size picture against the peers: time and memory; after bench-preflight"
 	@echo "make bench-unet  where a call of the full-size UNet spends its time; after bench-preflight"
 	@echo "make bench-decoders  how long full-size decoders take; after bench-preflight"
+	@echo "make bench-calibration  what ranges, SmoothQuant, bias correction and split layers gain on the demo"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -68,14 +69,18 @@ bench-compress: $(INSTALLED)
 bench-preflight: $(INSTALLED)
 	$(BIN)/python benchmarks/preflight.py
 
+# FAST names a bundle of sd21_base_fast with a tiny decoder, whose rows are left out without.
 bench-runtime: $(INSTALLED)
-	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/runtime.py $(if $(FAST),--fast $(FAST))
 
 bench-unet: $(INSTALLED)
 	$(BIN)/python benchmarks/unet.py
 
 bench-decoders: $(INSTALLED)
-	$(BIN)/python benchmarks/decoders.py
+	$(BIN)/python benchmarks/decoders.py $(if $(FAST),--fast $(FAST))
+
+bench-calibration: $(INSTALLED)
+	$(BIN)/python benchmarks/calibration.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

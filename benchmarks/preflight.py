@@ -22,12 +22,13 @@ from sdcompress.architecture import read_architecture
 from sdcompress.demo import CLIP_DIR
 from sdcompress.errors import QualityGateFailed, QualityUndecided
 from sdcompress.opening import STORE
-from sdcompress.preflight import estimate, measure_speed
+from sdcompress.preflight import estimate
 from sdcompress.processor import processor_brand
 from sdcompress.progress import TerminalProgress
 from sdcompress.recipe import load_recipe
 from sdcompress.shipped import shipped_folder
 from sdcompress.source import locate
+from sdcompress.speed import measure_speed
 from sdcompress.workflow import quantize
 
 REDUCED = (

@@ -337,20 +337,27 @@ class MissingStatisticsError(CompressionError):
 
 
 class Statistics:
-    """Collected figures of one model, from one folder or several."""
+    """Collected figures of one model, from one folder or several.
 
-    def __init__(self, *folders: Path) -> None:
+    Items that are `merged` count as one, with the least minimum and the largest maximum of them.
+    """
+
+    def __init__(self, *folders: Path, merged: Sequence[Sequence[int]] | None = None) -> None:
         # Each mapped file stays open, and systems allow a process about a thousand.
         self._mapped = lru_cache(_MOST_OPEN)(partial(np.load, mmap_mode="r"))
         self._found: dict[tuple[str, int], dict[int, tuple[Path, _Collected]]] = {}
         for folder in folders:
             index = json.loads((folder / _INDEX).read_text("utf-8"))
-            self.items: int = index["items"]
+            self._members = merged or [[item] for item in range(index["items"])]
             for row in index["activations"]:
                 activation = Activation(**row["activation"])
                 one = _Collected(activation, row["offset"], tuple(row["shape"]))
                 axes = self._found.setdefault((activation.node, activation.port), {})
                 axes[activation.axis] = (folder, one)
+
+    @property
+    def items(self) -> int:
+        return len(self._members)
 
     def names(self) -> tuple[tuple[str, int], ...]:
         """Node and port of every activation that was collected."""
@@ -370,4 +377,7 @@ class Statistics:
         axes = self._found[node, port]
         chosen = next(iter(axes)) if axis is None else axis
         folder, one = axes[chosen]
-        return one.of(self._mapped(_item_file(folder, item))).copy(), chosen
+        files = (_item_file(folder, member) for member in self._members[item])
+        found = np.stack([one.of(self._mapped(file)) for file in files])
+        minimum, maximum, mean = found[:, 0].min(0), found[:, 1].max(0), found[:, 2].mean(0)
+        return np.stack([minimum, maximum, mean]), chosen

@@ -267,8 +267,17 @@ def _quantize(
     if not options.needs_statistics:
         inputs = recorded.inputs
         return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), **parameters)
+    steps = _by_timestep(recorded.inputs) if options.ranges == "narrowest_step" else None
     with _without_collection():
-        return quantize(model, Statistics(*recorded.statistics), parameters, on_step)
+        return quantize(model, Statistics(*recorded.statistics, merged=steps), parameters, on_step)
+
+
+def _by_timestep(inputs: Any) -> list[list[int]]:
+    """The recorded inputs of each timestep."""
+    found: dict[float, list[int]] = {}
+    for item, timestep in enumerate(inputs.timesteps().tolist()):
+        found.setdefault(timestep, []).append(item)
+    return list(found.values())
 
 
 def _parameters(
@@ -295,8 +304,35 @@ def _parameters(
             overflow_fix=OverflowFix[_overflow_fix(options.overflow_fix, has_vnni)],
             disable_bias_correction=options.bias_correction == "none",
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
+            **_range_estimator(options.ranges),
         ),
     }
+
+
+def _range_estimator(ranges: str) -> dict[str, Any]:
+    """NNCF's parameters for how ranges of activations are found; none for its own choice."""
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        RangeEstimatorParametersSet,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+
+    def narrowest(kind: StatisticsType, aggregator: AggregatorType) -> Any:
+        return StatisticsCollectorParameters(statistics_type=kind, aggregator_type=aggregator)
+
+    known = {
+        "median": RangeEstimatorParametersSet.MEDIAN_MINMAX,
+        "widest": RangeEstimatorParametersSet.MINMAX,
+        "narrowest_step": RangeEstimatorParameters(
+            min=narrowest(StatisticsType.MIN, AggregatorType.MAX),
+            max=narrowest(StatisticsType.MAX, AggregatorType.MIN),
+        ),
+        "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+        "mse": RangeEstimatorParametersSet.HISTOGRAM,
+    }
+    return {"activations_range_estimator_params": known[ranges]} if ranges in known else {}
 
 
 def _overflow_fix(setting: str, has_vnni: bool) -> str:

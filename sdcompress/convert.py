@@ -24,6 +24,7 @@ from sdcompress.methods import COMPONENTS
 from sdcompress.quiet import quiet_libraries
 from sdcompress.recipe import Convert
 from sdcompress.source import Source
+from sdcompress.splitting import split_first_token, split_skips
 from sdcompress.widening import widen
 
 # Task and model type under which optimum-intel registers each export configuration.
@@ -107,7 +108,7 @@ def _convert(
                 f"{source.folder} loads in diffusers' StableDiffusionPipeline"
             ) from error
         gc.collect()
-        _fix_shapes(source, component, folder / component, options)
+        _change(source, component, folder / component, options)
         sizes[component] = ir_bytes(folder / component)
         if on_component:
             on_component(done, len(COMPONENTS))
@@ -219,11 +220,30 @@ def _runtime_options(source: Source, component: str) -> dict[str, str]:
     return {"ACTIVATIONS_SCALE_FACTOR": "8.0"} if overflows else {}
 
 
-def _fix_shapes(source: Source, component: str, folder: Path, options: Convert) -> None:
-    """Makes the axes static that the recipe fixes; `batch` is the UNet's, both branches counted."""
-    if component == "text_encoder" or (options.batch is None and options.height is None):
+def _change(source: Source, component: str, folder: Path, options: Convert) -> None:
+    """Splits layers and fixes shapes, as far as that is asked for."""
+    splits = component == "unet" and (options.split_skips or options.split_first_token)
+    fixes = component != "text_encoder" and (options.batch or options.height)
+    if not splits and not fixes:
         return
     model = ov.Core().read_model(folder / IR_NAME)
+    if splits and options.split_skips:
+        split_skips(model)
+    if splits and options.split_first_token:
+        split_first_token(model)
+    if fixes:
+        _fix_shapes(source, component, model, options)
+    changed = folder / "changed.xml"
+    with writing_ir(folder):
+        ov.save_model(model, changed, compress_to_fp16=False)
+    del model  # releases the memory mapping of the file that is replaced next
+    gc.collect()
+    for suffix in (".xml", ".bin"):
+        changed.with_suffix(suffix).replace((folder / IR_NAME).with_suffix(suffix))
+
+
+def _fix_shapes(source: Source, component: str, model: ov.Model, options: Convert) -> None:
+    """Makes the axes static that the recipe fixes; `batch` is the UNet's, both branches counted."""
     vae = json.loads((source.folder / "vae/config.json").read_text("utf-8"))
     scale = 1 if component == "vae_encoder" else 2 ** (len(vae["down_block_types"]) - 1)
     shapes = {}
@@ -235,10 +255,3 @@ def _fix_shapes(source: Source, component: str, folder: Path, options: Convert) 
             shape[2], shape[3] = options.height // scale, options.width // scale
         shapes[model_input] = shape
     model.reshape(shapes)
-    fixed = folder / "fixed.xml"
-    with writing_ir(folder):
-        ov.save_model(model, fixed, compress_to_fp16=False)
-    del model  # releases the memory mapping of the file that is replaced next
-    gc.collect()
-    for suffix in (".xml", ".bin"):
-        fixed.with_suffix(suffix).replace((folder / IR_NAME).with_suffix(suffix))

@@ -158,7 +158,17 @@ def least_seconds(compiled: ov.CompiledModel, inferences: int) -> dict[str, floa
 
 def profiles(compiled: ov.CompiledModel, inferences: int) -> list[list[Any]]:
     """What a model that was compiled for profiling tells of each layer, inference by inference."""
-    request = compiled.create_infer_request()
+    request, inputs = compiled.create_infer_request(), noise_for(compiled)
+    request.infer(inputs)  # the first one also unpacks and allocates
+    runs = []
+    for _ in range(inferences):
+        request.infer(inputs)
+        runs.append(request.profiling_info)
+    return runs
+
+
+def noise_for(compiled: ov.CompiledModel) -> dict[Any, Any]:
+    """Inputs of normal values: on what lies in memory by chance, arithmetic may be far slower."""
     random = np.random.default_rng(0)
     inputs = {}
     for port in compiled.inputs:
@@ -166,12 +176,7 @@ def profiles(compiled: ov.CompiledModel, inferences: int) -> list[list[Any]]:
         # Small token ids are in every vocabulary.
         whole = port.element_type.is_integral()
         inputs[port] = (np.abs(values) if whole else values).astype(port.element_type.to_dtype())
-    request.infer(inputs)  # the first one also unpacks and allocates
-    runs = []
-    for _ in range(inferences):
-        request.infer(inputs)
-        runs.append(request.profiling_info)
-    return runs
+    return inputs
 
 
 def _seconds(one: Any) -> float:

@@ -111,6 +111,7 @@ JUDGED_BY = {  # the metric of each budget that is estimated from pictures
 }
 _MEASURED: dict[str, tuple[str, Callable[[Evaluation, Components], float]]] = {
     "unet_sqnr_min_db": ("min", lambda e, _: min(e.quality.sqnr.unet_db.values())),
+    "decoder_ssim_min": ("min", lambda e, _: min(e.quality.sqnr.decoder_ssim)),
     "unet_bytes_ratio": (
         "max",
         lambda _, c: c["unet"].candidate_bytes / c["unet"].baseline_bytes,

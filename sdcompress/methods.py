@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from sdcompress.recipe_yaml import FaultyKeyError, Section
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+Ranges = Literal["mean", "median", "widest", "narrowest_step", "percentile", "mse"]
 Grouping = Literal["layer", "part", "block"]
 _PLAIN = "fp16"
 OverflowFix = Literal["auto", "disable", "first_layer", "enable"]
@@ -72,7 +73,16 @@ class Int4Weights(CompressionMethod):
 
 
 class ActivationQuantization(CompressionMethod):
+    """What is common to methods that quantize activations.
+
+    `ranges` is how those of all recorded inputs become one: their `mean` or `median`; the `widest`,
+    so that no timestep is cut; the `narrowest_step`'s, each step's own being its widest (as
+    NVIDIA's ModelOpt does for diffusion); or by NNCF on all values, between `percentile`s or with
+    the least squared error (`mse`), which runs the model itself.
+    """
+
     preset: Literal["performance", "mixed"] = "mixed"
+    ranges: Ranges = "mean"
     bias_correction: Literal["none", "fast", "accurate"] = "fast"
     overflow_fix: OverflowFix = "auto"
     ignored: IgnoredScope = IgnoredScope()
@@ -83,7 +93,18 @@ class ActivationQuantization(CompressionMethod):
 
     @property
     def needs_statistics(self) -> bool:
-        return self.bias_correction != "accurate"  # which runs the model itself
+        runs_itself = self.bias_correction == "accurate" or self.ranges in ("percentile", "mse")
+        return not runs_itself
+
+    @model_validator(mode="after")
+    def _steps_are_collected(self) -> Self:
+        if self.ranges == "narrowest_step" and self.bias_correction == "accurate":
+            raise FaultyKeyError(
+                "ranges",
+                "narrowest_step goes by collected statistics, which bias_correction: accurate does "
+                "without: use fast or none",
+            )
+        return self
 
 
 class Hybrid(ActivationQuantization):
@@ -186,16 +207,23 @@ class Compress(Section):
                 f"vae_encoder cannot use '{self.vae_encoder.method}': calibration denoises from "
                 "noise and records no encoder inputs; use fp16, int8_weights or int4_weights",
             )
-        variants = (
-            self.text_encoder.variants.values() if isinstance(self.text_encoder, Mixed) else ()
-        )
-        if any(isinstance(one, Hybrid) for one in (self.text_encoder, *variants)):
+        for component in ("text_encoder", "vae_decoder"):
+            for one in self._plain(component):
+                if isinstance(one, ActivationQuantization) and one.ranges == "narrowest_step":
+                    raise FaultyKeyError(
+                        f"{component}.ranges", f"narrowest_step: {component} has no timesteps"
+                    )
+        if any(isinstance(one, Hybrid) for one in self._plain("text_encoder")):
             raise FaultyKeyError(
                 "text_encoder",
                 "text_encoder cannot use 'hybrid': it has no convolutions to quantize; "
                 "use int8_weights or int8",
             )
         return self
+
+    def _plain(self, component: str) -> "tuple[Plain, ...]":
+        method = self.method_of(component)
+        return tuple(method.variants.values()) if isinstance(method, Mixed) else (method,)
 
     def method_of(self, component: str) -> Method:
         """Returns the options of one component's method."""

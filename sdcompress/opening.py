@@ -16,11 +16,11 @@ from sdcompress.preflight import (
     Estimate,
     describe,
     estimate,
-    measure_speed,
     require_room,
 )
 from sdcompress.progress import Progress
 from sdcompress.recipe import Recipe
+from sdcompress.speed import measure_speed
 from sdcompress.store import Store
 
 STORE = ".sdcompress"

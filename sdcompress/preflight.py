@@ -8,14 +8,9 @@ kind is run for. The factors below were fitted to the measurements of a full-siz
 
 import math
 import shutil
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import openvino as ov
-from openvino import opset13 as opset
 
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
@@ -23,9 +18,9 @@ from sdcompress.errors import PreflightError
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.memory import available_memory_bytes
 from sdcompress.methods import COMPONENTS, Mixed, Plain
-from sdcompress.processor import executes_bf16
 from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
+from sdcompress.speed import Speed
 
 STAGES = (
     "convert", "calibrate", "ranges", "compress", "draw", "sqnr", "layers", "measure", "bundle",
@@ -64,21 +59,10 @@ _COMPRESS_SECONDS_PARAMETER = {
     "int4_weights": 25e-9,
     "fp16": 4e-9,
 }
-_MEASURING_SECONDS = 2.0
+# Groups of a Stable Diffusion UNet's layers, and how many of them decide on content.
+_GROUPS = {"block": 53, "part": 110, "layer": 314}
+_CONTENT_SHARE = 0.4
 _PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Multiply-accumulates a second of one convolution on this machine, by precision.
-
-    `native` is the precision that the device picks by itself, which has 16 bits where it is
-    `narrow`.
-    """
-
-    f32: float
-    native: float
-    narrow: bool
 
 
 @dataclass(frozen=True)
@@ -120,38 +104,6 @@ class Estimate:
         return max((stage.needed_bytes for stage in self.stages), default=0.0)
 
 
-def measure_speed(device: str = "CPU") -> Speed:
-    """Times convolutions of 320 channels in 64 x 64, as diffusion UNets have them."""
-    narrow = device != "CPU" or executes_bf16()
-    return Speed(_macs_per_second(device, "f32"), _macs_per_second(device, None), narrow)
-
-
-def _macs_per_second(device: str, precision: str | None) -> float:
-    channels, size = 320, 64
-    random = np.random.default_rng(0)
-    picture = opset.parameter([2, channels, size, size], np.float32)
-    values: ov.Output = picture.output(0)
-    layers = 3
-    for _ in range(layers):
-        weights = random.standard_normal((channels, channels, 3, 3), dtype=np.float32) / 54
-        values = opset.convolution(values, weights, [1, 1], [1, 1], [1, 1], [1, 1]).output(0)
-    config = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    request = (
-        ov.Core()
-        .compile_model(ov.Model([values], [picture]), device, config)
-        .create_infer_request()
-    )
-    feed = random.standard_normal((2, channels, size, size), dtype=np.float32)
-    request.infer([feed])
-    seconds = []
-    until = time.perf_counter() + _MEASURING_SECONDS  # long enough to outlast a hiccup
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        request.infer([feed])
-        seconds.append(time.perf_counter() - start)
-    return 2 * layers * 9 * (channels * size) ** 2 / min(seconds)
-
-
 def estimate(
     recipe: Recipe, model: Architecture, speed: Speed, skipped: Collection[str] = ()
 ) -> Estimate:
@@ -177,6 +129,14 @@ def estimate_sweep(
     return _without(skipped, work.swept(candidates, turns), work.disk_bytes(skipped))
 
 
+def estimate_search(
+    recipe: Recipe, model: Architecture, speed: Speed, skipped: Collection[str] = ()
+) -> Estimate:
+    """The same for a search, without the evaluation of what it finds."""
+    work = _Work(recipe, model, speed)
+    return _without(skipped, work.searched(), work.disk_bytes(skipped))
+
+
 def _without(
     skipped: Collection[str], stages: Iterable[StageEstimate], disk_bytes: float
 ) -> Estimate:
@@ -200,6 +160,36 @@ class _Work:
                 yield self._collection(component)
             yield from self._compressions(component)
         yield from self._evaluation()
+
+    def searched(self) -> Iterator[StageEstimate]:
+        search = self.recipe.search
+        yield self._conversion()
+        yield self._recording()
+        yield self._collection("unet")
+        for variant in search.variants.values():
+            yield self._compression("unet", variant)
+        exact, quick = self._step_seconds("f32"), self._quantized_step_seconds()
+        calls = (_GROUPS[search.grouping] + 2) * search.timesteps
+        pictures = (2 * search.confirmed + 2) * search.trajectories
+        decoded = _CONTENT_SHARE * _GROUPS[search.grouping] + pictures
+        seconds = (calls + pictures * search.trajectory_steps) * (exact + quick)
+        seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32") + 2 * _LOAD_SECONDS
+        peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
+        peak += 4 * self._parameters("unet")  # every layer is there twice
+        for name in search.variants:
+            yield StageEstimate(
+                "sensitivity", name, seconds, _WAITING_BYTES + _TORCH_BYTES + peak, mapped
+            )
+        drawn = search.candidates + 1
+        timed = 2 * (2 + len(search.variants) + drawn)
+        timing = timed * (_COMPILE_SECONDS + 13 * exact)
+        yield StageEstimate("cost", f"{timed} models", timing, *self._drawing_memory())
+        per_picture = self._baseline_seconds() + drawn * self._candidate_seconds(
+            self.recipe.runtime
+        )
+        detail = f"{1 + drawn} x {search.prompts} pictures"
+        drawing = _LOAD_SECONDS * drawn + search.prompts * per_picture
+        yield StageEstimate("draw", detail, drawing, *self._drawing_memory())
 
     def swept(self, candidates: Sequence[Runtime], turns: int) -> Iterator[StageEstimate]:
         yield self._conversion()
@@ -307,6 +297,7 @@ class _Work:
         detail = f"2 x {pictures} pictures, {few} for each yardstick"
         yield StageEstimate("draw", detail, drawing, *memory)
         compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
+        compared += 2 * self._seconds(self.model.vae_decoder_macs, "f32")
         yield StageEstimate("sqnr", f"{prompts} prompts", 35 + prompts * compared, *memory)
         yield self._layers()
         seconds = rounds * (25 + 2 * (baseline + candidate))

@@ -50,11 +50,16 @@ class Convert(Section):
 
     `weights: stored` keeps the checkpoint's type in the file, which loses nothing; `fp32` writes
     32-bit weights whatever the checkpoint holds. Execution of the baseline is float32 either way.
+    `split_skips` makes two convolutions of each that reads a skip connection beside what comes from
+    below, `split_first_token` multiplies the text's first token apart; both are exact, and give
+    parts of different ranges quantizers of their own.
     `tiny_decoder` is `demo`, a folder or a hub id of diffusers' AutoencoderTiny, to be converted as
     well: for previews, and for `runtime.decoder: tiny`.
     """
 
     weights: Literal["stored", "fp32"] = "stored"
+    split_skips: bool = False
+    split_first_token: bool = False
     tiny_decoder: Annotated[str, Field(min_length=1)] | None = None
     batch: Literal[1, 2] | None = None
     height: PixelSize | None = None
@@ -171,6 +176,7 @@ class Budgets(Section):
     ssim_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     clip_similarity_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     unet_sqnr_min_db: float | None = None
+    decoder_ssim_min: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     unet_bytes_ratio: Annotated[float, Field(gt=0.0)] | None = None
     disk_ratio: Annotated[float, Field(gt=0.0)] | None = None
     peak_memory_ratio: Annotated[float, Field(gt=0.0)] | None = None

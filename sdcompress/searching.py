@@ -26,6 +26,7 @@ from sdcompress.judging import Judging, find_judging
 from sdcompress.line import Line, find_material
 from sdcompress.methods import Fp16, Method
 from sdcompress.opening import look_ahead, production_line
+from sdcompress.preflight import estimate_search
 from sdcompress.processor import processor_brand
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, load_prompts
@@ -86,8 +87,14 @@ def search(
     prompts = _prompts(staged)
     judging = find_judging(staged, (*material.calibration_prompts, *prompts))
     with production_line(staged, target, material, shown, fresh=fresh) as line:
-        wanted = {"convert", "calibrate", "ranges", "compress"} - line.finished()
-        look_ahead(line, target, wanted, refuse=not ignore_preflight)
+        wanted = {"convert", "calibrate", "ranges", "compress", "sensitivity", "cost", "draw"}
+        look_ahead(
+            line,
+            target,
+            wanted - line.finished(),
+            refuse=not ignore_preflight,
+            expect=estimate_search,
+        )
         work = _Work(recipe, line, replace(judging, prompts=prompts))
         hunt = work.hunt()
         result = line.store.scratch / "result"
@@ -335,7 +342,7 @@ class _Work:
         wanted = self.recipe.search
         limits = Limits(
             seconds=wanted.latency_ratio_max and self._seconds_allowed(wanted.latency_ratio_max),
-            stored_bytes=wanted.size_mb_max and wanted.size_mb_max * 1e6,
+            stored_bytes=wanted.size_mb_max and wanted.size_mb_max * 1e6 - self._other_bytes(),
             executed_bytes=wanted.memory_mb_max and wanted.memory_mb_max * 1e6,
         )
         with self.line.progress.stage("solve", f"least {wanted.objective}") as advance:
@@ -355,6 +362,13 @@ class _Work:
         plain = self._costs[PLAIN]
         grouped = sum(one.seconds for one in plain.groups)
         return max(0.0, ratio * plain.seconds - (plain.seconds - grouped))
+
+    def _other_bytes(self) -> float:
+        """What a compressed UNet's files hold beside the weights of its groups, at most."""
+        return max(
+            ir_bytes(folder) - sum(one.stored_bytes for one in self._costs[name].groups)
+            for name, folder in self._variants.items()
+        )
 
     def _measured(
         self, methods: Mapping[str, tuple[Method, Choice | None]], options: Sequence[Option]

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from sdcompress.activations import collect
+from sdcompress.activations import Statistics, collect
 from sdcompress.compress import CompressedIR, Recorded, compress, mix
 from sdcompress.errors import CompressionError
 from sdcompress.evaluate.sqnr import sqnr_db
@@ -326,3 +326,66 @@ def test_a_pattern_that_no_layer_has_is_refused(
     )
     with pytest.raises(CompressionError, match="no layer's name has 'no_such_layer'"):
         mix(baseline / "unet", {"w8a8": quantized.folder}, options, tmp_path / "unet")
+
+
+class Stepped(list[dict[str, np.ndarray]]):
+    """Recorded inputs that tell their timesteps: two of each."""
+
+    def timesteps(self) -> np.ndarray:
+        return np.repeat([901.0, 301.0], 2)
+
+
+def input_range(folder: Path, layer: str) -> tuple[float, float]:
+    """The range of the quantizer before a layer, as it is stored."""
+    (node,) = (
+        one
+        for one in ov.Core().read_model(folder / IR_NAME).get_ops()
+        if one.get_friendly_name() == layer
+    )
+    quantizer = node.input_value(0).get_node()
+    assert quantizer.get_type_name() == "FakeQuantize"
+    low, high = (quantizer.input_value(port).get_node().data.min() for port in (1, 2))
+    return float(low), float(high)
+
+
+def test_ranges_are_put_together_as_asked_for(
+    baseline: Path, inputs: list[dict[str, np.ndarray]], recorded: Recorded, tmp_path: Path
+) -> None:
+    layer = "__module.down_blocks.0.resnets.0.conv1/aten::_convolution/Convolution"
+    statistics = Statistics(*recorded.statistics)
+    node = next(name for name, _ in statistics.names() if "down_blocks.0.resnets.0.nonlin" in name)
+    tops = np.array([statistics.read(node, 0, item)[0][1].max() for item in range(4)])
+    by_step = tops.reshape(2, 2).max(1)
+    expected = {
+        "mean": tops.mean(),
+        "median": np.median(tops),
+        "widest": tops.max(),
+        "narrowest_step": by_step.min(),
+    }
+    given = Recorded(Stepped(inputs), recorded.statistics)
+    for ranges, top in expected.items():
+        options = Int8.model_validate({"method": "int8", "ranges": ranges})
+        folder = compress(baseline / "unet", options, tmp_path / ranges, given, has_vnni=True)
+        _, high = input_range(folder.folder, layer)
+        assert high == pytest.approx(top, rel=0.02), ranges  # zero must be a level
+    assert expected["narrowest_step"] < expected["widest"]
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse"])
+def test_nncf_finds_ranges_on_all_values(
+    baseline: Path,
+    inputs: list[dict[str, np.ndarray]],
+    recorded: Recorded,
+    tmp_path: Path,
+    ranges: str,
+) -> None:
+    options = Int8.model_validate(
+        {"method": "int8", "ranges": ranges, "smooth_quant_alpha": None, "bias_correction": "none"}
+    )
+    plain = options.model_copy(update={"ranges": "widest"})
+    layer = "__module.down_blocks.0.resnets.0.conv1/aten::_convolution/Convolution"
+    tops = []
+    for name, method in ((ranges, options), ("widest", plain)):
+        folder = compress(baseline / "unet", method, tmp_path / name, recorded, has_vnni=True)
+        tops.append(input_range(folder.folder, layer)[1])
+    assert tops[0] < tops[1]  # outliers are cut

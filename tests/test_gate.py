@@ -38,7 +38,7 @@ def evaluation(drop: Estimate, ssim: Estimate, looks: tuple[Look, ...] = ()) -> 
         ),
         skipped=(),
         yardsticks={},
-        sqnr=Sqnr({900: 25.0, 100: 18.0}, {}, {900: 30.0, 100: 20.0}, {}),
+        sqnr=Sqnr({900: 25.0, 100: 18.0}, {}, {900: 30.0, 100: 20.0}, {}, (0.99, 0.97)),
         layer_errors=LayerErrors(500, ()),
         looks=looks,
     )
@@ -120,6 +120,7 @@ def test_the_status_is_that_of_the_worst_budget() -> None:
     ("name", "value", "side"),
     [
         ("unet_sqnr_min_db", 18.0, "min"),
+        ("decoder_ssim_min", 0.97, "min"),
         ("unet_bytes_ratio", 0.29, "max"),
         ("disk_ratio", 0.3, "max"),
         ("peak_memory_ratio", 0.5, "max"),

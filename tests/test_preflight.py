@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from conftest import QUICK
 
 from sdcompress import opening, preflight
+from sdcompress import speed as machine_speed
 from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
 from sdcompress.memory import available_memory_bytes, left_in_groups
 from sdcompress.preflight import (
     Estimate,
-    Speed,
     StageEstimate,
     describe,
     estimate,
@@ -24,6 +24,7 @@ from sdcompress.preflight import (
 )
 from sdcompress.recipe import Recipe, Runtime, load_recipe
 from sdcompress.shipped import shipped_folder
+from sdcompress.speed import Speed, measure_speed
 
 # Stable Diffusion 2.1 base with 16-bit weights, 512 x 512; tests/test_architecture.py proves the
 # reading of such figures.
@@ -184,7 +185,7 @@ def test_larger_weights_and_more_inputs_need_more_room(recipe: Recipe) -> None:
 
 
 def test_the_speed_of_this_machine_is_measured() -> None:
-    speed = preflight.measure_speed()
+    speed = measure_speed()
     assert 1e9 < speed.f32 < 1e14
     assert 1e9 < speed.native < 1e14
 
@@ -225,7 +226,7 @@ def test_commands_refuse_with_exit_code_2(
 ) -> None:
     monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
-    monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
+    monkeypatch.setattr(machine_speed, "_MEASURING_SECONDS", 0.1)
     target = build_folder / "refused"
     # What has been done before is not refused, so this is another calibration, or other pictures.
     what = ["unet_int8", "--set", "calibrate.seed=99"]
@@ -245,7 +246,7 @@ def test_a_refused_run_can_be_started_all_the_same(
     del bundle  # its converted model is reused
     monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
     monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
-    monkeypatch.setattr(preflight, "_MEASURING_SECONDS", 0.1)
+    monkeypatch.setattr(machine_speed, "_MEASURING_SECONDS", 0.1)
     command = ["calibrate", "unet_int8", "--output", str(build_folder / "ignored")]
     for setting in (*QUICK, "calibrate.samples=2", "calibrate.prompts=1", "calibrate.seed=98"):
         command += ["--set", setting]

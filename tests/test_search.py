@@ -67,7 +67,7 @@ def test_a_groups_pattern_finds_its_layers_and_no_others(
     if grouping == "block":
         assert {group.kind for group in found} == {
             "conv_in", "conv_out", "time_embedding", "resnet", "self_attention",
-            "cross_attention", "feed_forward", "projection", "sampler",
+            "cross_attention", "text", "feed_forward", "projection", "sampler",
         }  # fmt: skip
 
 
@@ -207,9 +207,9 @@ def test_groups_that_were_not_drawn_grow_as_the_others_did() -> None:
     found = Sensitivity(
         (900, 100),
         (
-            GroupError("a", (0.1, 0.3), (0.02, 0.02)),
+            GroupError("a", (0.1, 0.3), 0.02),
             GroupError("b", (0.1, 0.1)),
-            GroupError("c", (0.01, 0.03), (0.01, 0.01)),
+            GroupError("c", (0.01, 0.03), 0.01),
         ),
         (DrawnError("a", 0.4, 0.1), DrawnError("b", 0.2, 0.03)),
     )

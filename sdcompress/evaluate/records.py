@@ -83,13 +83,15 @@ class Sqnr:
     `unet_db` compares the UNets' outputs for the same inputs, those of the baseline's trajectory;
     `latents_db` the latents that each side reaches by itself. The floors are what the execution
     precision alone costs: the baseline's weights, executed as the candidate is. They are empty
-    where that is float32.
+    where that is float32. `decoder_ssim` compares, prompt by prompt, what the two VAE decoders make
+    of the baseline's clean latents.
     """
 
     unet_db: Mapping[int, float]
     unet_floor_db: Mapping[int, float]
     latents_db: Mapping[int, float]
     latents_floor_db: Mapping[int, float]
+    decoder_ssim: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,32 @@
 10 log10(|y|² / |y - y'|²) in dB, over both guidance branches. Of the UNet's output, when all UNets
 get the inputs of the baseline's own trajectory: the error of one call. And of the latents after
 each call, when each side goes its own way from the same noise: what the errors add up to. One model
-is open at a time.
+is open at a time. The decoders are compared apart from that, on the same clean latents.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
 from sdcompress.evaluate.records import Sqnr
+from sdcompress.evaluate.ssim import ssim
 from sdcompress.progress import Advance
-from sdcompress.runtime import Job, Pipeline, Settings
+from sdcompress.runtime import Job, Pipeline, Settings, save_png
 from sdcompress.store import read_record, write_record, written_whole
 
 Array = np.ndarray[Any, Any]
 OnCall = Callable[[], None] | None
 ByTimestep = dict[int, float]
 
+_PICTURE = ".png"
 MIDDLE_CALL = "middle_call"
 """The file that `measure_sqnr` leaves: a call in the middle of the first prompt's trajectory."""
 
@@ -149,7 +153,7 @@ class _Found:
 def measure_sqnr(
     baseline: Variant, candidate: Variant, shots: Sequence[Shot], folder: Path, on_call: Advance
 ) -> Sqnr:
-    """Measures the candidate and, as a floor, the baseline in the candidate's precision.
+    """Measures the candidate's parts and, as a floor, the baseline in the candidate's precision.
 
     What is measured of a prompt is kept in `folder`, and not measured again; `MIDDLE_CALL` stays.
     """
@@ -161,10 +165,13 @@ def measure_sqnr(
     files = [folder / f"{index:05d}.npz" for index in range(len(shots))]
     for shot, file in zip(shots, files, strict=True):
         if not file.exists():
-            trace(pipeline, shot, baseline.settings, advance).save(file)
+            reference = trace(pipeline, shot, baseline.settings, advance)
+            _save_picture(pipeline, reference.clean, baseline.settings, file.with_suffix(_PICTURE))
+            reference.save(file)
     del pipeline
     pipeline = candidate.open()
     measured = _over(pipeline, candidate.settings, shots, files, folder / "candidate", advance)
+    decoded = tuple(_decoded(pipeline, baseline.settings, files, folder / "candidate"))
     precision = pipeline.execution_precisions("unet")["unet"]
     del pipeline
     floor = _Found({}, {})
@@ -175,8 +182,25 @@ def measure_sqnr(
     middle.save(folder / MIDDLE_CALL)
     for file in files:
         file.unlink()
+        file.with_suffix(_PICTURE).unlink()
     on_call(total, total)
-    return Sqnr(measured.unet_db, floor.unet_db, measured.latents_db, floor.latents_db)
+    return Sqnr(measured.unet_db, floor.unet_db, measured.latents_db, floor.latents_db, decoded)
+
+
+def _decoded(
+    pipeline: Pipeline, settings: Settings, files: Sequence[Path], folder: Path
+) -> Iterator[float]:
+    """SSIM of what a decoder makes of each trajectory's clean latents; it is kept in `folder`."""
+    for file in files:
+        kept = folder / f"{file.stem}{_PICTURE}"
+        if not kept.exists():
+            _save_picture(pipeline, Trajectory.load(file).clean, settings, kept)
+        yield ssim(load_tensor(file.with_suffix(_PICTURE)), load_tensor(kept))
+
+
+def _save_picture(pipeline: Pipeline, clean: Array, settings: Settings, file: Path) -> None:
+    (picture,) = pipeline.decode(clean, settings)
+    save_png(Image.fromarray(picture), file, {})
 
 
 def _over(

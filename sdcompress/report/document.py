@@ -78,6 +78,7 @@ def _quality(quality: Quality) -> dict[str, Any]:
         "unet_sqnr_floor_db": _by_timestep(quality.sqnr.unet_floor_db),
         "latents_sqnr_db": _by_timestep(quality.sqnr.latents_db),
         "latents_sqnr_floor_db": _by_timestep(quality.sqnr.latents_floor_db),
+        "decoder_ssim": list(quality.sqnr.decoder_ssim),
         "layer_errors": asdict(quality.layer_errors),
         "metrics": [_metric(result) for result in quality.metrics],
         "skipped": [asdict(one) for one in quality.skipped],

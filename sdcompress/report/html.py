@@ -38,6 +38,7 @@ def render_html(report: Mapping[str, Any], folder: Path) -> str:
         "report.html.j2",
         report=report,
         drawn_with=markdown.drawn_with(report),
+        decoders_alone=markdown.decoders_alone(report),
         headline=_HEADLINES[report["status"]],
         signs=_SIGNS,
         measured=markdown.measured,

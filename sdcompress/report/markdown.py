@@ -34,12 +34,22 @@ def write_markdown(report: Mapping[str, Any]) -> str:
         *_section("Time and memory", performance_rows(report)),
         *_section("Components", component_rows(report)),
         *_section("SQNR by timestep", sqnr_rows(report)),
+        decoders_alone(report),
         "## Pictures",
         "![baseline above, compressed below, the least similar pairs first](grid.png)",
         *_section("Stages", stage_rows(report)),
         *_section("Environment", environment_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def decoders_alone(report: Mapping[str, Any]) -> str:
+    """Tells how alike the VAE decoders are by themselves."""
+    found = report["quality"]["decoder_ssim"]
+    return (
+        f"The VAE decoders alone, on the same latents of {len(found)} prompts: SSIM "
+        f"{sum(found) / len(found):.4f}, at worst {min(found):.4f}."
+    )
 
 
 def drawn_with(report: Mapping[str, Any]) -> str:

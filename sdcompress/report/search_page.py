@@ -1,7 +1,7 @@
 """What a search found as files: the recipe, a self-contained HTML page, and everything as JSON."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import log10
 from pathlib import Path
@@ -184,9 +184,7 @@ def _drawn_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
     yield "variant", "group", "SQNR of a call", "SQNR of the latents", "content"
     for name, sensitivity in hunt.sensitivities.items():
         for one in sensitivity.drawn:
-            calls: Mapping[str, float] = {
-                error.group: sum(error.noise) / len(error.noise) for error in sensitivity.errors
-            }
+            calls = {error.group: error.mean_noise for error in sensitivity.errors}
             yield (
                 name,
                 one.group,

@@ -36,7 +36,8 @@ def take_deep(model: ov.Model, depth: int) -> None:
         ov.PartialShape([-1, channels, -1, -1]), source.get_element_type(), DEEP
     )
     given.output(0).get_tensor().set_names({DEEP})
-    place.replace_source_output(given.output(0))
+    for reader in source.get_target_inputs():  # the joint, and a convolution that was split
+        reader.replace_source_output(given.output(0))
     model.add_parameters([given])
     model.validate_nodes_and_infer_types()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sdcompress.methods import Grouping
 
-CONTENT_KINDS = ("cross_attention", "feed_forward")
+CONTENT_KINDS = ("text", "cross_attention", "feed_forward")
 """What decides whether a picture shows its prompt (MixDQ, arXiv:2405.17873)."""
 
 _BLOCK = re.compile(r"(?:down|up)_blocks\.\d+|mid_block")
@@ -18,7 +18,8 @@ _PART = re.compile(rf"(?:{_BLOCK.pattern})\.(?:resnets|attentions|\w*samplers)\.
 KINDS = {
     "time_embedding": r"time_emb",
     "self_attention": r"attn1[./]",
-    "cross_attention": r"attn2[./]",
+    "text": r"attn2\.to_[kv]/",
+    "cross_attention": r"attn2(/|\.to_(q|out))",
     "feed_forward": r"ff\.",
     "projection": r"proj_(in|out)/",
     "sampler": r"\w*samplers\.",

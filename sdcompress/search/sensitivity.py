@@ -35,12 +35,17 @@ class GroupError:
     """One group as in a variant, the rest as in the baseline.
 
     `noise` is the error's share of the guided prediction's power at each timestep (the inverse of
-    SQNR); `content` one minus the cosine of CLIP embeddings, for groups that decide on content.
+    SQNR); `content` one minus the cosine of CLIP embeddings at the middle one, for groups that
+    decide on content: to decode pictures of all takes longer than all else.
     """
 
     group: str
     noise: tuple[float, ...]
-    content: tuple[float, ...] = ()
+    content: float | None = None
+
+    @property
+    def mean_noise(self) -> float:
+        return float(np.mean(self.noise))
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,11 @@ class Sensitivity:
         error = self.of(group)
         if error is None:
             return 0.0, 0.0
-        noise = float(np.mean(error.noise)) * self._growth("noise")
-        content = float(np.mean(error.content)) if error.content else 0.0
-        return noise, content * self._growth("content")
-
-    def _growth(self, figure: str) -> float:
-        """The median of how often a group's error at the end is that of its calls."""
-        found = []
-        for one in self.drawn:
-            error = self.of(one.group)
-            before = float(np.mean(getattr(error, figure) or [0.0]))
-            if one.group != WHOLE and before > 0.0:
-                found.append(getattr(one, figure) / before)
-        return float(np.median(found)) if found else 1.0
+        single = [one for one in self.drawn if one.group != WHOLE]
+        pairs = [(known, one) for one in single if (known := self.of(one.group))]
+        noise = _growth([(known.mean_noise, one.noise) for known, one in pairs])
+        content = _growth([(known.content or 0.0, one.content) for known, one in pairs])
+        return error.mean_noise * noise, (error.content or 0.0) * content
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,12 @@ def measure_sensitivity(experiment: Experiment, folder: Path, on_group: Advance)
     return Sensitivity(timesteps, tuple(errors), tuple(drawn))
 
 
+def _growth(pairs: Sequence[tuple[float, float]]) -> float:
+    """The median of how often an error of calls is that at the end."""
+    found = [after / before for before, after in pairs if before > 0.0]
+    return float(np.median(found)) if found else 1.0
+
+
 def _kept(file: Path, kind: type[T], measure: Callable[[], T]) -> T:
     if not file.exists():
         write_record(file, kind, measure())
@@ -139,9 +142,9 @@ def _kept(file: Path, kind: type[T], measure: Callable[[], T]) -> T:
 def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
     """Yields the groups with the largest errors by either yardstick, and all together."""
     single = [one for one in errors if one.group != WHOLE]
-    by_noise = sorted(single, key=lambda one: -float(np.mean(one.noise)))
-    seen = [one for one in single if one.content]
-    by_content = sorted(seen, key=lambda one: -float(np.mean(one.content)))
+    by_noise = sorted(single, key=lambda one: -one.mean_noise)
+    seen = [one for one in single if one.content is not None]
+    by_content = sorted(seen, key=lambda one: -(one.content or 0.0))
     yield from dict.fromkeys(one.group for one in (*by_noise[:most], *by_content[:most]))
     yield WHOLE
 
@@ -169,7 +172,8 @@ class _Meter:
         )
         if not shows_content:
             return GroupError(name, noise)
-        return GroupError(name, noise, content_loss(self._expected_look, self._look(answers)))
+        (content,) = content_loss(self._expected_look, self._look(answers))
+        return GroupError(name, noise, content)
 
     def of_pictures(self, name: str) -> DrawnError:
         switched = self._switched(name)
@@ -202,9 +206,9 @@ class _Meter:
         return self._embed(self._expected_latents)
 
     def _look(self, answers: Sequence[Array]) -> Array:
-        """What the pictures that predictions speak of look like to CLIP, [calls, d]."""
-        pairs = zip(self._plan.calls, answers, strict=True)
-        return self._embed(np.concatenate([self._plan.guidance.clean(*pair) for pair in pairs]))
+        """What the picture that the middle prediction speaks of looks like to CLIP, [1, d]."""
+        middle = len(answers) // 2
+        return self._embed(self._plan.guidance.clean(self._plan.calls[middle], answers[middle]))
 
     def _embed(self, latents: Array) -> Array:
         return self._eyes.embed(self._pipeline.decode(latents, self._plan.settings))

@@ -1,19 +1,26 @@
 """The whole search in a reduced form: what it finds is a recipe as any other."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import quick_recipe
 
+from sdcompress.errors import InputError, QualityGateFailed
+from sdcompress.ir import IR_NAME
 from sdcompress.methods import Mixed
+from sdcompress.precision import layers_of
 from sdcompress.recipe import Recipe, load_recipe
+from sdcompress.runtime.manifest import sha256_of
 from sdcompress.searching import Found, search
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
 REDUCED = (
     "search={objective: size, timesteps: 1, confirmed: 1, trajectory_steps: 2, candidates: 1, "
-    "prompts: 2, size_mb_max: 6.5, variants: {w8a8: {method: int8}, "
+    "prompts: 2, size_mb_max: 8.8, variants: {w8a8: {method: int8}, "
     "weights4: {method: int4_weights}}}",
     "name=found_small",
 )
@@ -44,7 +51,7 @@ def test_the_recipe_makes_what_was_found(found: Found, build_folder: Path) -> No
 
 
 def test_it_keeps_to_the_limit_of_its_search(found: Found) -> None:
-    assert found.chosen.stored_bytes < 6.5e6 * 1.1  # what is in no group is not counted
+    assert 8e6 < found.chosen.stored_bytes <= 8.8e6
     assert found.run.passed
 
 
@@ -62,8 +69,72 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
 
 
 def test_measured_anew_it_finds_the_same(found: Found, build_folder: Path) -> None:
-    store = build_folder / ".sdcompress"
-    for kept in (*store.glob("sensitivity-*"), *store.glob("cost-*")):
+    for kept in (build_folder / ".sdcompress").glob("sensitivity-*"):
         shutil.rmtree(kept)
     again = search(reduced(), build_folder / "found_small-search")
     assert again.chosen.choice == found.chosen.choice
+
+
+def test_its_patterns_find_the_same_layers_in_a_fine_tune(
+    found: Found, build_folder: Path, tmp_path: Path
+) -> None:
+    from sdcompress.demo import CLIP_DIR
+    from sdcompress.workflow import quantize
+
+    model = fine_tuned(tmp_path / "fine-tuned")
+    overrides = (f"model={model}", f"evaluate.scorer={CLIP_DIR}", "budgets={ssim_min: 0.3}")
+    run = quantize(load_recipe(found.recipe, overrides), build_folder / "found_fine_tuned")
+    precisions, weights = zip(
+        *(layers_and_weights(one.output) for one in (found.run, run)), strict=True
+    )
+    assert precisions[0] == precisions[1]
+    assert len(set(precisions[0].values())) > 1
+    assert weights[0] != weights[1]
+
+
+def fine_tuned(folder: Path) -> Path:
+    """The demo after some steps of training its UNet further, in diffusers' layout."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from sdcompress.demo import MODEL_DIR
+
+    shutil.copytree(MODEL_DIR, folder)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
+    for _ in range(3):
+        noisy, noise = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+        text = torch.randn(2, 77, unet.config.cross_attention_dim)
+        loss = (unet(noisy, torch.tensor([300, 700]), text).sample - noise).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    unet.half().save_pretrained(folder / "unet")
+    return folder
+
+
+def layers_and_weights(bundle: Path) -> tuple[dict[str, str], str]:
+    """The precision of each of the UNet's layers, and the hash of its weights."""
+    layers = {one.name: one.precision for one in layers_of(bundle / "unet" / IR_NAME)}
+    return layers, sha256_of(bundle / "unet" / "openvino_model.bin")
+
+
+def test_when_nothing_passes_it_says_what_stands_in_the_way(
+    found: Found, build_folder: Path
+) -> None:
+    del found  # measured on the way
+    strict = reduced("budgets={ssim_min: 0.9999}", "name=found_strict")
+    with pytest.raises(QualityGateFailed, match="none of 1 candidates passes the gate") as refusal:
+        search(strict, build_folder / "found_strict-search")
+    assert "ssim_min" in str(refusal.value)
+    assert re.search(r"\w+ +as (w8a8|weights4) +\d+\.\d dB", str(refusal.value))
+    assert (build_folder / "found_strict-search/search.html").is_file()
+
+
+def test_what_it_cannot_do_is_told_before_any_work(build_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of search\.variants is calibrated"):
+        search(quick_recipe("unet_int8", "search.variants={w: {method: int8_weights}}"))
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"holds mine\.txt, which a search did not write"):
+        search(reduced(), tmp_path)
