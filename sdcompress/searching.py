@@ -126,6 +126,7 @@ def _confirmed(
             refusals.append(refusal)
         else:
             return Found(folder, hunt, candidate, folder / RECIPE_FILE, run)
+    (folder / RECIPE_FILE).unlink()  # nobody should take it for one that passed
     raise type(refusals[0])(_in_the_way(hunt, refusals))
 
 
