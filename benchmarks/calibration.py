@@ -9,7 +9,6 @@ collects itself, which takes 16 GB there.
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,8 +84,8 @@ def main() -> None:
         and (options.model == "demo" or not one.by_nncf)
     ]
     print(f"{describe_machine()}; {options.prompts} prompts, {options.steps} steps\n")
-    print("| option | all calls | the first | the last | to compress |")
-    print("|---|---|---|---|---|")
+    print("| option | all calls | the first | the last |")
+    print("|---|---|---|---|")
     for row in _rows(recipe, chosen, options.prompts):
         print(f"| {' | '.join(row)} |", flush=True)
 
@@ -108,10 +107,8 @@ def _rows(recipe: Recipe, trials: Sequence[Trial], prompts: int) -> Iterator[lis
         material = find_material(changed, progress)
         with production_line(changed, OUTPUT, material, progress) as line:
             traces = traces or _traced(line, prompts)
-            started = time.perf_counter()
             unet = line.compressed_by("unet", changed.compress.unet).folder
-            seconds = time.perf_counter() - started
-            yield [trial.name, *_judged(line, unet, traces), f"{seconds:.0f} s"]
+            yield [trial.name, *_judged(line, unet, traces)]
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:

@@ -66,8 +66,13 @@ def _channels(weights: ov.Node, begin: int, end: int) -> ov.Output:
     if weights.get_type_name() == "Convert":
         part = _channels(weights.input_value(0).get_node(), begin, end)
         return opset.convert(part, weights.get_output_element_type(0)).output(0)
-    part = np.ascontiguousarray(weights.data[:, begin:end])
-    return opset.constant(part, weights.get_output_element_type(0)).output(0)
+    # Numpy knows no bfloat16; widened, its numbers are the same.
+    kind = weights.get_output_element_type(0)
+    values = weights.get_data(dtype=np.float32) if kind == ov.Type.bf16 else weights.data
+    part = opset.constant(np.ascontiguousarray(values[:, begin:end]))
+    return (part if part.get_output_element_type(0) == kind else opset.convert(part, kind)).output(
+        0
+    )
 
 
 def split_first_token(model: ov.Model) -> int:

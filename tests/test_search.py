@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,14 @@ def test_the_ladder_goes_from_the_cheapest_to_the_most_exact() -> None:
 def test_among_equal_costs_the_smaller_error_is_taken() -> None:
     options = [Option("g", "rough", 0.5, 0.0, 1, 1, 1), Option("g", "fine", 0.1, 0.0, 1, 1, 1)]
     assert solve(options, "size", Limits()) == {"g": "fine"}
+    many = [replace(one, group=f"g{group}") for group in range(50) for one in options]
+    assert set((solve(many, "size", Limits()) or {}).values()) == {"fine"}
+
+
+def test_a_limit_of_nothing_leaves_what_has_none() -> None:
+    options = [Option("g", "exact", 0.0, 0.0, 9, 1, 1), Option("g", "quick", 0.1, 0.0, 1, 1, 1)]
+    assert solve(options, "latency", Limits(noise=0.0)) == {"g": "exact"}
+    assert solve(options[1:], "latency", Limits(noise=0.0)) is None
 
 
 def test_groups_that_were_not_drawn_grow_as_the_others_did() -> None:

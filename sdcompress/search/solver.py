@@ -4,7 +4,7 @@ Errors of groups are taken to add up, as independent noise does. That is an assu
 solver finds is built and drawn with before anything is believed of it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,6 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 Choice = dict[str, str]
 """Group to variant."""
-# Among choices that cost the same, the one with less error is taken.
-_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -57,27 +55,45 @@ def total(options: Sequence[Option], choice: Mapping[str, str], field: str) -> f
 def solve(options: Sequence[Option], objective: str, limits: Limits) -> Choice | None:
     """The choice with the least cost within the limits; None if there is none.
 
-    `objective` is one of `OBJECTIVES`.
+    `objective` is one of `OBJECTIVES`. Of choices that cost the same, one with less error is taken.
     """
-    costs = _scaled([getattr(one, OBJECTIVES[objective]) for one in options])
-    errors = _scaled([one.noise for one in options]) + _scaled([one.content for one in options])
-    groups = list(dict.fromkeys(one.group for one in options))
-    rows = np.array([[float(one.group == group) for one in options] for group in groups])
-    constraints = [LinearConstraint(rows, 1.0, 1.0)]
-    for field, limit in vars(limits).items():
-        if limit is not None:
-            figures = np.array([getattr(one, field) for one in options])
-            constraints.append(LinearConstraint(figures / max(limit, 1e-30), -np.inf, 1.0))
+    field = OBJECTIVES[objective]
+    limited = {name for name, limit in vars(limits).items() if limit is not None}
+    figures = {"noise", "content", field, *limited}
+    useful = [one for one in options if not _beaten(one, options, figures)]
+    groups = list(dict.fromkeys(one.group for one in useful))
+    rows = np.array([[float(one.group == group) for one in useful] for group in groups])
+    constraints, highest = [LinearConstraint(rows, 1.0, 1.0)], np.ones(len(useful))
+    for name, limit in vars(limits).items():
+        values = np.array([getattr(one, name) for one in useful])
+        if limit is not None and limit > 0.0:
+            constraints.append(LinearConstraint(values / limit, -np.inf, 1.0))
+        elif limit is not None:
+            highest[values > 0.0] = 0.0
+    costs = np.array([getattr(one, field) for one in useful])
     found = milp(
-        costs + _TIE * errors,
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0.0, 1.0),
+        costs / max(float(costs.mean()), 1e-30),
+        integrality=np.ones(len(useful)),
+        bounds=Bounds(0.0, highest),
         constraints=constraints,
         options={"mip_rel_gap": 0.0},
     )
     if found.x is None:
         return None
-    return {one.group: one.variant for one, x in zip(options, found.x, strict=True) if x > 0.5}
+    return {one.group: one.variant for one, x in zip(useful, found.x, strict=True) if x > 0.5}
+
+
+def _beaten(one: Option, options: Sequence[Option], figures: Collection[str]) -> bool:
+    """Whether another of the group's is as good in all figures, and errs less.
+
+    Ties between costs would otherwise be decided by the solver's tolerance.
+    """
+    return any(
+        other.group == one.group
+        and (other.noise, other.content) != (one.noise, one.content)
+        and all(getattr(other, figure) <= getattr(one, figure) for figure in figures)
+        for other in options
+    )
 
 
 def ladder(
@@ -93,16 +109,8 @@ def ladder(
     seen = []
     noise, content = (total(options, cheapest, field) for field in ("noise", "content"))
     for share in (1.0, *np.geomspace(1.0, 0.01, rungs)[1:], 0.0):
-        allowed = Limits(
-            **{**vars(limits), "noise": noise * share or 0.0, "content": content * share or 0.0}
-        )
+        allowed = Limits(**{**vars(limits), "noise": noise * share, "content": content * share})
         choice = cheapest if share == 1.0 else solve(options, objective, allowed)
         if choice is not None and choice not in seen:
             seen.append(choice)
             yield choice
-
-
-def _scaled(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """As shares of their sum, so that a tie-breaker is small beside a cost."""
-    figures = np.array(values, dtype=np.float64)
-    return figures / max(float(figures.sum()), 1e-30)
