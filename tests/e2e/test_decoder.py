@@ -44,8 +44,6 @@ def test_its_convolutions_are_w8a8_but_for_both_ends(run: Run) -> None:
 def test_it_is_held_against_the_baselines_on_the_same_latents(run: Run) -> None:
     (likeness,) = run.evaluation.quality.sqnr.decoder_ssim
     assert 0.9 < likeness < 0.9999
-    # 8-bit weights in the UNet change little, so whole pictures differ by the decoder most.
-    assert run.evaluation.quality.of("ssim").change.value.value == pytest.approx(likeness, abs=0.05)
     assert "The VAE decoders alone" in (run.report / "report.md").read_text(encoding="utf-8")
 
 
