@@ -18,7 +18,6 @@ from sdcompress.bundle import assemble, publish
 from sdcompress.calibrate import ModelInputs
 from sdcompress.errors import InputError, QualityGateFailed, QualityUndecided
 from sdcompress.evaluate.comparing import changes
-from sdcompress.evaluate.pictures import Shot
 from sdcompress.gate import judge_pictures, status_of
 from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.ir import IR_NAME, ir_bytes
@@ -46,7 +45,7 @@ from sdcompress.search.solver import Choice, Limits, Option, ladder, total
 from sdcompress.search.switchboard import compressed_layers
 from sdcompress.search.writing import PLAIN, as_method
 from sdcompress.store import key_of
-from sdcompress.trial import Trial
+from sdcompress.trial import Trial, shots_of
 from sdcompress.verdict import Run
 from sdcompress.workflow import quantize
 
@@ -246,7 +245,7 @@ class _Work:
             include={"timesteps", "confirmed", "trajectories", "trajectory_steps"}
         )
         settings = replace(Settings(**recipe.baseline_settings), steps=options.trajectory_steps)
-        shots = self._shots()[: options.trajectories]
+        shots = shots_of(self.judging.prompts, recipe.evaluate)[: options.trajectories]
         groups = self._changed(variant)
         experiment = Experiment(
             self.line.converted,
@@ -423,13 +422,6 @@ class _Work:
             figures={metric: change.value for metric, change in by_name.items()},
             samples=len(self.judging.prompts),
             outcome=status_of(budgets),
-        )
-
-    def _shots(self) -> tuple[Shot, ...]:
-        chosen = self.recipe.evaluate
-        return tuple(
-            Shot(replace(one, negative=one.negative or chosen.negative_prompt), chosen.seed + index)
-            for index, one in enumerate(self.judging.prompts)
         )
 
 

@@ -40,7 +40,8 @@ from sdcompress.ir import TINY_DECODER
 from sdcompress.judging import Judging
 from sdcompress.processor import processor_brand, processor_flags
 from sdcompress.progress import Advance, Progress
-from sdcompress.recipe import Recipe
+from sdcompress.prompts import Prompt
+from sdcompress.recipe import Evaluate, Recipe
 from sdcompress.runtime import Settings
 from sdcompress.runtime.manifest import sha256_of
 from sdcompress.store import Store, key_of, read_record
@@ -48,6 +49,14 @@ from sdcompress.ways import Folders, Way, absent_yardsticks, heading, ways_to_dr
 
 SAMPLES = "samples"
 LONG_STAGES = ("draw", "sqnr", "layers", "measure")
+
+
+def shots_of(prompts: Sequence[Prompt], options: Evaluate) -> tuple[Shot, ...]:
+    """What is drawn of prompts. Those without a negative prompt get the recipe's."""
+    return tuple(
+        Shot(replace(one, negative=one.negative or options.negative_prompt), options.seed + index)
+        for index, one in enumerate(prompts)
+    )
 
 
 @dataclass(frozen=True)
@@ -121,12 +130,8 @@ class Trial:
 
     @cached_property
     def shots(self) -> tuple[Shot, ...]:
-        """What is drawn. Prompts without a negative prompt of their own get the recipe's."""
-        chosen = self.recipe.evaluate
-        return tuple(
-            Shot(replace(one, negative=one.negative or chosen.negative_prompt), chosen.seed + index)
-            for index, one in enumerate(self.judging.prompts)
-        )
+        """What is drawn."""
+        return shots_of(self.judging.prompts, self.recipe.evaluate)
 
     def _looks(self, folders: Folders) -> tuple[Look, ...]:
         """A sequential evaluation's looks: draws part after part, until all budgets are decided.

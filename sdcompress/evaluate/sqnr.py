@@ -22,6 +22,7 @@ from sdcompress.evaluate.records import Sqnr
 from sdcompress.evaluate.ssim import ssim
 from sdcompress.progress import Advance
 from sdcompress.runtime import Job, Pipeline, Settings, save_png
+from sdcompress.runtime.denoise import Unet
 from sdcompress.store import read_record, write_record, written_whole
 
 Array = np.ndarray[Any, Any]
@@ -110,16 +111,16 @@ def trace(pipeline: Pipeline, shot: Shot, settings: Settings, on_call: OnCall = 
             on_call()
         return noise
 
+    clean = denoise_shot(pipeline, shot, settings, recorded)
+    return Trajectory(tuple(calls), clean)
+
+
+def denoise_shot(pipeline: Pipeline, shot: Shot, settings: Settings, unet: Unet) -> Array:
+    """Denoises one picture with a UNet of the caller's; clean latents float32 [1, 4, h/8, w/8]."""
     negative = shot.prompt.negative or ""
     unconditional, conditional = pipeline.encode([negative, shot.prompt.text], settings)
-    clean = pipeline.denoise(
-        pipeline.begin(Job(shot.prompt.text, negative, shot.seed), settings),
-        conditional[None],
-        unconditional[None],
-        settings,
-        unet=recorded,
-    )
-    return Trajectory(tuple(calls), clean)
+    start = pipeline.begin(Job(shot.prompt.text, negative, shot.seed), settings)
+    return pipeline.denoise(start, conditional[None], unconditional[None], settings, unet=unet)
 
 
 def unet_sqnr(candidate: Pipeline, calls: Sequence[UnetCall], on_call: OnCall = None) -> ByTimestep:

@@ -12,6 +12,7 @@ import yaml
 from sdcompress.evaluate.records import Estimate
 from sdcompress.recipe import Recipe
 from sdcompress.report.charts import front_chart, heat_map
+from sdcompress.report.comparison import dominates
 from sdcompress.report.html import render_page
 from sdcompress.search.records import Candidate, Hunt
 from sdcompress.search.sensitivity import WHOLE, Sensitivity
@@ -148,8 +149,7 @@ def _points(
         for one in hunt.candidates
     }
     for name, (x, y) in places.items():
-        beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in places.values())
-        yield name, x, y, not beaten
+        yield name, x, y, not any(dominates((b, a), (y, x)) for a, b in places.values())
 
 
 def _heat_map(variant: str, sensitivity: Sensitivity) -> str:

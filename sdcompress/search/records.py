@@ -38,9 +38,8 @@ class Candidate:
 
     def cost(self, objective: str) -> float:
         """What the objective makes least."""
-        seconds = {"seconds": self.call_seconds}
-        sizes = {"stored_bytes": self.stored_bytes, "executed_bytes": self.executed_bytes}
-        return (seconds | sizes)[OBJECTIVES[objective]]
+        field = OBJECTIVES[objective]
+        return self.call_seconds if field == "seconds" else float(getattr(self, field))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import numpy as np
 
 from sdcompress.evaluate.clip_score import ClipEyes, ClipScorer
 from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
+from sdcompress.evaluate.sqnr import denoise_shot
 from sdcompress.ir import IR_NAME
 from sdcompress.progress import Advance
-from sdcompress.runtime import Job, Pipeline, Settings
+from sdcompress.runtime import Settings
 from sdcompress.search.calls import Call, Guidance
 from sdcompress.search.groups import CONTENT_KINDS, Group
 from sdcompress.search.switchboard import Switchboard
@@ -222,14 +223,7 @@ class _Meter:
             inputs = dict(zip(names, (sample, step, encoder_hidden_states), strict=True))
             return self.board.ask(inputs, switched)
 
-        return _denoise(self._pipeline, shot, self._plan.settings, unet)
-
-
-def _denoise(pipeline: Pipeline, shot: Shot, settings: Settings, unet: Any) -> Array:
-    negative = shot.prompt.negative or ""
-    unconditional, conditional = pipeline.encode([negative, shot.prompt.text], settings)
-    start = pipeline.begin(Job(shot.prompt.text, negative, shot.seed), settings)
-    return pipeline.denoise(start, conditional[None], unconditional[None], settings, unet=unet)
+        return denoise_shot(self._pipeline, shot, self._plan.settings, unet)
 
 
 def noise_share(reference: Array, value: Array) -> float:
