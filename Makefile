@@ -10,7 +10,7 @@ BASE_TESTS := base_install runtime_denoise runtime_image runtime_imports runtime
 	runtime_mapping runtime_pipeline runtime_streaming runtime_trust runtime_weighting
 
 .PHONY: help quantize test test-base lint bench bench-overhead bench-compress bench-preflight \
-	bench-runtime bench-unet bench-decoders bench-calibration clean
+	bench-runtime bench-unet bench-decoders bench-calibration bench-search clean
 
 help:
 	@echo "make quantize   set up, then run recipes/unet_int8.yaml on the built-in demo model"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-unet  where a call of the full-size UNet spends its time; after bench-preflight"
 	@echo "make bench-decoders  how long full-size decoders take; after bench-preflight"
 	@echo "make bench-calibration  what ranges, SmoothQuant, bias correction and split layers gain on the demo"
+	@echo "make bench-search  what a search finds on the demo, against hybrid and plain W8A8"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -81,6 +82,9 @@ bench-decoders: $(INSTALLED)
 
 bench-calibration: $(INSTALLED)
 	$(BIN)/python benchmarks/calibration.py
+
+bench-search: $(INSTALLED)
+	$(BIN)/python benchmarks/search.py
 
 clean:
 	rm -rf build $(VENV) $(BASE)

@@ -106,9 +106,11 @@ def _rows(recipe: Recipe, trials: Sequence[Trial], prompts: int) -> Iterator[lis
         changed = _changed(recipe, trial)
         material = find_material(changed, progress)
         with production_line(changed, OUTPUT, material, progress) as line:
-            traces = traces or _traced(line, prompts)
+            traces = traces or traced(line, prompts)
             unet = line.compressed_by("unet", changed.compress.unet).folder
-            yield [trial.name, *_judged(line, unet, traces)]
+            figures = by_step(line, unet, traces)
+            ends = (figures.mean(), figures[0], figures[-1])
+            yield [trial.name, *(f"{value:.1f} dB" for value in ends)]
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:
@@ -120,7 +122,7 @@ def _changed(recipe: Recipe, trial: Trial) -> Recipe:
     return recipe.with_unet(method)
 
 
-def _traced(line: Line, prompts: int) -> list[Trajectory]:
+def traced(line: Line, prompts: int) -> list[Trajectory]:
     """The float32 model's own calls, on prompts of the evaluation."""
     chosen = line.recipe.evaluate
     pipeline = Variant(line.converted, "CPU", BASELINE_PRECISION, line.settings).open()
@@ -131,15 +133,15 @@ def _traced(line: Line, prompts: int) -> list[Trajectory]:
     return [trace(pipeline, shot, line.settings) for shot in shots]
 
 
-def _judged(line: Line, unet: Path, traces: list[Trajectory]) -> list[str]:
+def by_step(line: Line, unet: Path, traces: list[Trajectory]) -> np.ndarray[Any, Any]:
+    """SQNR in dB of a UNet's answers at each step, the mean over the trajectories."""
     parts = {component: line.converted / component for component in COMPONENTS}
     with tempfile.TemporaryDirectory(dir=line.store.scratch) as scratch:
         folder = Path(scratch) / "candidate"
         assemble(line.converted, parts | {"unet": unet}, folder)
         pipeline = Variant(folder, "CPU", None, line.settings).open()
-        by_step = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
-    figures = np.mean(by_step, axis=0)
-    return [f"{value:.1f} dB" for value in (figures.mean(), figures[0], figures[-1])]
+        found = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
+    return np.array(np.mean(found, axis=0))
 
 
 if __name__ == "__main__":

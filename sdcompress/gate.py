@@ -11,6 +11,7 @@ from sdcompress.evaluate.records import (
     Evaluation,
     Look,
     Outcome,
+    Sqnr,
 )
 from sdcompress.recipe import Budgets
 
@@ -53,6 +54,12 @@ def judge_pictures(budgets: Budgets, changes: Mapping[str, Change]) -> tuple[Bud
         _judge_change(name, limit, changes[JUDGED_BY[name]], ())
         for name, limit in budgets.of_pictures.items()
     )
+
+
+def judge_network(budgets: Budgets, sqnr: Sqnr) -> tuple[BudgetResult, ...]:
+    """Compares only the budget of the UNet's own error, if it is set."""
+    name, limit = "unet_sqnr_min_db", budgets.unet_sqnr_min_db
+    return () if limit is None else (_judge_value(name, "min", limit, sqnr.least_unet_db),)
 
 
 def _judge_change(
@@ -110,7 +117,7 @@ JUDGED_BY = {  # the metric of each budget that is estimated from pictures
     "clip_similarity_min": "clip_similarity",
 }
 _MEASURED: dict[str, tuple[str, Callable[[Evaluation, Components], float]]] = {
-    "unet_sqnr_min_db": ("min", lambda e, _: min(e.quality.sqnr.unet_db.values())),
+    "unet_sqnr_min_db": ("min", lambda e, _: e.quality.sqnr.least_unet_db),
     "decoder_ssim_min": ("min", lambda e, _: min(e.quality.sqnr.decoder_ssim)),
     "unet_bytes_ratio": (
         "max",

@@ -1,7 +1,7 @@
 """How each component may be compressed: a closed table of methods, each with typed options."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from sdcompress.recipe_yaml import FaultyKeyError, Section
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 Ranges = Literal["mean", "median", "widest", "narrowest_step", "percentile", "mse"]
 Grouping = Literal["layer", "part", "block"]
-_PLAIN = "fp16"
+PLAIN: Final = "fp16"
 OverflowFix = Literal["auto", "disable", "first_layer", "enable"]
 
 
@@ -138,13 +138,13 @@ class Mixed(CompressionMethod):
     method: Literal["mixed"]
     variants: Annotated[dict[str, Plain], Field(min_length=1)]
     layers: dict[str, str]
-    otherwise: str = _PLAIN
+    otherwise: str = PLAIN
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        if _PLAIN in self.variants:
+        if PLAIN in self.variants:
             raise FaultyKeyError(
-                f"variants.{_PLAIN}", f"{_PLAIN} is what a layer is by itself: choose another name"
+                f"variants.{PLAIN}", f"{PLAIN} is what a layer is by itself: choose another name"
             )
         for pattern in self.layers:
             try:
@@ -152,7 +152,7 @@ class Mixed(CompressionMethod):
             except re.error as error:
                 raise FaultyKeyError("layers", f"'{pattern}' is no expression: {error}") from None
         chosen = {*self.layers.values(), self.otherwise}
-        unknown = chosen - {_PLAIN, *self.variants}
+        unknown = chosen - {PLAIN, *self.variants}
         if unknown:
             raise FaultyKeyError(
                 "layers", f"'{min(unknown)}' is none of the variants {', '.join(self.variants)}"
@@ -174,7 +174,7 @@ class Mixed(CompressionMethod):
         """Returns the name of the variant a layer is of; None where it stays as it is."""
         found = (one for pattern, one in self.layers.items() if re.search(pattern, layer))
         name = next(found, self.otherwise)
-        return None if name == _PLAIN else name
+        return None if name == PLAIN else name
 
 
 Method = Annotated[

@@ -38,6 +38,11 @@ def processor_brand() -> str:
     return str(_asked().get("brand_raw", "unknown"))
 
 
+def processor_record() -> list[str]:
+    """Returns what times and roundings depend on: name, cores, instruction sets."""
+    return [processor_brand(), str(os.cpu_count()), *sorted(processor_flags())]
+
+
 def describe_machine() -> str:
     """Returns what figures were measured on: processor, cores, BF16, system."""
     bf16 = "BF16" if executes_bf16() else "no BF16"

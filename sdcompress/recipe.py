@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdcompress.methods import Compress, Grouping, Int4Weights, Int8, Int8Weights, Method, Plain
+from sdcompress.methods import (
+    PLAIN,
+    Compress,
+    Grouping,
+    Int4Weights,
+    Int8,
+    Int8Weights,
+    Method,
+    Plain,
+)
 from sdcompress.recipe_yaml import (
     FaultyKeyError,
     Layers,
@@ -229,6 +238,19 @@ class Search(Section):
     memory_mb_max: Annotated[float, Field(gt=0.0)] | None = None
     candidates: Annotated[int, Field(ge=1)] = 4
     prompts: Annotated[int, Field(ge=2)] = 16
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for name, method in self.variants.items():
+            if PLAIN in (name, method.method):
+                raise FaultyKeyError(
+                    f"variants.{name}", "every group may stay in 16 bits anyway: leave fp16 out"
+                )
+        if self.trajectories > self.prompts:
+            raise FaultyKeyError(
+                "trajectories", f"there are {self.prompts} search.prompts to draw them with"
+            )
+        return self
 
 
 class Recipe(Section):

@@ -4,7 +4,6 @@ Both are finished pipeline folders; where they came from does not matter here. P
 each model and way to draw, so another candidate, or other prompts, draw only what is new.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -38,7 +37,7 @@ from sdcompress.gate import JUDGED_BY, least_mean
 from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.ir import TINY_DECODER
 from sdcompress.judging import Judging
-from sdcompress.processor import processor_brand, processor_flags
+from sdcompress.processor import processor_record
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt
 from sdcompress.recipe import Evaluate, Recipe
@@ -87,7 +86,7 @@ class Trial:
             metrics=self._results(ways, seen, likeness),
             skipped=(*skipped(self.judging.instruments), *absent),
             yardsticks={name: heading(ways, name) for name in yardsticks(ways)},
-            sqnr=self._sqnr(ways, folders),
+            sqnr=self.sqnr(ways, folders),
             layer_errors=self._layer_errors(ways, folders),
             looks=looks,
         )
@@ -190,7 +189,7 @@ class Trial:
             models={side: self.keys[side] for side in sides},
             device=self.recipe.device,
             openvino=version("openvino"),
-            processor=[processor_brand(), os.cpu_count(), *sorted(processor_flags())],
+            processor=processor_record(),
             **inputs,
         )
 
@@ -266,10 +265,9 @@ class Trial:
     @cached_property
     def _instruments_key(self) -> str:
         chosen = self.judging.instruments
-        scorer = (file for file in chosen.scorer.folder.iterdir() if file.is_file())
         plugins = find_plugins(chosen.plugins)
         return key_of(
-            scorer={file.name: sha256_of(file) for file in scorer},
+            scorer=chosen.scorer.hashes(),
             checker=chosen.checker,
             plugins=[[one.name, one.value, one.dist.version] for one in plugins if one.dist],
             fid_features=chosen.fid_features and _hashes(chosen.fid_features),
@@ -293,7 +291,8 @@ class Trial:
         shots = [asdict(shot) for shot in self._sqnr_shots(ways)]
         return self._key(BASELINE, COMPRESSED, shots=shots, settings=asdict(self._settings))
 
-    def _sqnr(self, ways: Mapping[str, Way], folders: Folders) -> Sqnr:
+    def sqnr(self, ways: Mapping[str, Way], folders: Folders) -> Sqnr:
+        """How far the candidate's networks are from the baseline's, call by call."""
         shots = self._sqnr_shots(ways)
         return self.store.record(
             self.progress,

@@ -19,7 +19,7 @@ from sdcompress.evaluate.records import (
     Spread,
     Sqnr,
 )
-from sdcompress.gate import judge, status_of
+from sdcompress.gate import judge, judge_network, status_of
 from sdcompress.recipe import Budgets
 
 
@@ -136,6 +136,13 @@ def test_each_budget(name: str, value: float, side: str) -> None:
         assert result.value == pytest.approx(value)
         assert result.passed is passes
         assert result.kind == side
+
+
+def test_the_networks_own_budget_is_judged_alone() -> None:
+    sqnr = EVALUATION.quality.sqnr
+    (result,) = judge_network(Budgets(unet_sqnr_min_db=18.5, ssim_min=0.9), sqnr)
+    assert (result.name, result.outcome) == ("unet_sqnr_min_db", "failed")
+    assert judge_network(Budgets(ssim_min=0.9), sqnr) == ()
 
 
 def test_every_budget_of_the_recipe_has_a_rule() -> None:

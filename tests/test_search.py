@@ -9,17 +9,27 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from sdcompress.candidates import excess
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
 from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
 from sdcompress.precision import layers_of
+from sdcompress.recipe import Search
 from sdcompress.search.calls import Guidance, pick_calls
 from sdcompress.search.cost import measure_costs
 from sdcompress.search.groups import Group, group_layers
-from sdcompress.search.sensitivity import DrawnError, GroupError, Sensitivity
+from sdcompress.search.records import Candidate
+from sdcompress.search.sensitivity import (
+    DrawnError,
+    GroupError,
+    Sensitivity,
+    content_loss,
+    noise_share,
+)
 from sdcompress.search.solver import Limits, Option, ladder, solve, total
 from sdcompress.search.switchboard import Switchboard, compressed_layers
 from sdcompress.search.writing import as_method
+from sdcompress.splitting import split_skips
 
 VARIANTS = {"w8a8": Int8(method="int8"), "weights8": Int8Weights(method="int8_weights")}
 
@@ -36,7 +46,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def groups(baseline: Path, bundle: Path) -> tuple[Group, ...]:
-    layers = compressed_layers(baseline / "unet" / IR_NAME, [bundle / "unet"])
+    layers = compressed_layers(baseline / "unet" / IR_NAME, {"w8a8": bundle / "unet"})
     return group_layers(layers, "block")
 
 
@@ -70,6 +80,12 @@ def test_a_groups_pattern_finds_its_layers_and_no_others(
             "conv_in", "conv_out", "time_embedding", "resnet", "self_attention",
             "cross_attention", "text", "feed_forward", "projection", "sampler",
         }  # fmt: skip
+
+
+def test_layers_of_no_module_have_a_pattern_too() -> None:
+    names = ["MatMul_7", "MatMul_77", "__module.strange/aten::linear/MatMul"]
+    for group in group_layers(names, "block"):
+        assert [name for name in names if re.search(group.pattern, name)] == list(group.layers)
 
 
 def test_layers_left_alone_have_nothing_to_choose(groups: tuple[Group, ...]) -> None:
@@ -108,6 +124,22 @@ def test_one_switch_is_a_model_in_which_that_group_alone_is_quantized(
         sqnr_db(expected, answer(built.folder / IR_NAME, inputs)), abs=0.3
     )
     assert error < 60
+
+
+def test_it_is_known_which_variant_changes_a_layer(baseline: Path, bundle: Path) -> None:
+    xml = baseline / "unet" / IR_NAME
+    text = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    found = compressed_layers(xml, {"w8a8": bundle / "unet", "none": baseline / "unet"})
+    assert set().union(*found.values()) == {"w8a8"}
+    assert any(text in layer for layer in found)
+
+
+def test_what_overflows_counts_as_much_noise_as_there_can_be() -> None:
+    exact, broken = np.ones(4, np.float32), np.array([np.nan, 1, 1, 1], np.float32)
+    assert noise_share(exact, exact) == 0.0
+    assert noise_share(exact, exact * 1.1) == pytest.approx(0.01, rel=1e-3)
+    assert noise_share(exact, broken) == noise_share(exact, exact * np.inf) == 1e6
+    assert content_loss(exact[None], broken[None]) == (2.0,)
 
 
 def test_guided_predictions_are_those_of_the_denoising_loop() -> None:
@@ -154,6 +186,41 @@ def test_costs_are_of_the_groups_own_layers(
         assert 0 < plain.seconds < costs["fp16"].seconds
     for cost in costs.values():
         assert 0.3 < sum(one.seconds for one in cost.groups) / cost.seconds < 1.3
+
+
+def test_parts_of_a_split_layer_are_counted_once(
+    baseline: Path, groups: tuple[Group, ...], inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    whole = baseline / "unet" / IR_NAME
+    model = ov.Core().read_model(whole)
+    assert split_skips(model) > 0
+    parts = tmp_path / IR_NAME
+    ov.save_model(model, parts)
+    shapes = {name: values.shape for name, values in inputs.items()}
+    costs = measure_costs({"whole": whole, "parts": parts}, groups, shapes, "CPU", lambda *_: None)
+    for group in groups:
+        before, after = (costs[name].of(group.name) for name in ("whole", "parts"))
+        assert after.executed_bytes == before.executed_bytes
+        assert after.stored_bytes == before.stored_bytes
+
+
+def test_what_was_measured_is_held_against_the_limits() -> None:
+    found = Candidate(
+        "choice 1",
+        VARIANTS["w8a8"],
+        {},
+        2,
+        None,
+        call_ratio=0.62,
+        stored_bytes=9_000_000,
+        executed_bytes=8e6,
+    )
+    assert list(excess(Search(latency_ratio_max=0.62, size_mb_max=9, memory_mb_max=8), found)) == []
+    told = excess(Search(latency_ratio_max=0.6, size_mb_max=8.5), found)
+    assert list(told) == [
+        "0.62 instead of search.latency_ratio_max 0.6",
+        "9 instead of search.size_mb_max 8.5",
+    ]
 
 
 def options_of(random: np.random.Generator, groups: int, variants: int) -> list[Option]:

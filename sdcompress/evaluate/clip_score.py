@@ -15,6 +15,7 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.metrics import Metric
 from sdcompress.evaluate.picture_tensor import load_tensor
 from sdcompress.quiet import quiet_libraries
+from sdcompress.runtime.manifest import sha256_of
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +31,11 @@ class ClipScorer:
     def made_by(self) -> str:
         """Scorer and preprocessing, for reports."""
         return f"{self.name}, through torchmetrics, pictures prepared by the model's own processor"
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the model's files by name."""
+        files = (file for file in self.folder.iterdir() if file.is_file())
+        return {file.name: sha256_of(file) for file in files}
 
 
 def metric(scorer: ClipScorer) -> Metric:

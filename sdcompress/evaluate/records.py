@@ -93,6 +93,11 @@ class Sqnr:
     latents_floor_db: Mapping[int, float]
     decoder_ssim: tuple[float, ...]
 
+    @property
+    def least_unet_db(self) -> float:
+        """That of the worst timestep."""
+        return min(self.unet_db.values())
+
 
 @dataclass(frozen=True)
 class LayerError:

@@ -30,21 +30,34 @@ def write_search(folder: Path, recipe: Recipe, hunt: Hunt) -> None:
     (folder / "search.html").write_text(render_search(recipe, hunt), encoding="utf-8")
 
 
-def write_recipe(recipe: Recipe, candidate: Candidate, file: Path) -> Recipe:
-    """Writes the recipe that builds a candidate, and returns it as it is read from the file."""
+def found_name(recipe: Recipe) -> str:
+    """What a recipe that is found from this one is called; names have 64 letters at most."""
+    return f"{recipe.name[:57]}_search"
+
+
+def found_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
+    """The recipe that builds a candidate."""
+    return type(recipe).model_validate(_recipe_data(recipe, candidate))
+
+
+def _recipe_data(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
     data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    data["name"] = f"{recipe.name}_search"
+    data["name"] = found_name(recipe)
     data["description"] = f"{recipe.description}; the UNet as `sdcompress search` found it"
     data["compress"]["unet"] = candidate.method.model_dump(mode="json", exclude_defaults=True)
+    return data
+
+
+def write_recipe(recipe: Recipe, candidate: Candidate, file: Path) -> None:
+    """Writes the recipe that builds a candidate."""
     head = (
         f"# Found by `sdcompress search` from the recipe {recipe.name}: {candidate.name}.\n"
         "# Patterns are looked for in the names of layers; the first that is found decides.\n"
         "#\n"
         f"#     sdcompress quantize {file.name}\n"
     )
-    body = yaml.safe_dump(data, sort_keys=False, width=100)
+    body = yaml.safe_dump(_recipe_data(recipe, candidate), sort_keys=False, width=100)
     file.write_text(head + body, encoding="utf-8")
-    return type(recipe).model_validate(data)
 
 
 def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
@@ -58,6 +71,7 @@ def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
         "CLIP score",
         "95 % interval",
         "SSIM",
+        "least SQNR",
         "budgets",
         "front",
     )
@@ -72,7 +86,8 @@ def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
             f"{score.value:+.2f}",
             _interval(score),
             f"{one.figures['ssim'].value:.3f}",
-            one.outcome,
+            "-" if one.least_unet_db is None else f"{one.least_unet_db:.1f} dB",
+            _standing(one),
             "yes" if one.on_front else "",
         )
 
@@ -133,6 +148,13 @@ def _composition(candidate: Candidate) -> str:
         return candidate.method.method
     counted = Counter(candidate.choice.values()).most_common()
     return ", ".join(f"{count} {name}" for name, count in counted)
+
+
+def _standing(candidate: Candidate) -> str:
+    """What the recipe's budgets of pictures and the search's limits say."""
+    if candidate.excess:
+        return "; ".join(candidate.excess)
+    return candidate.outcome or "-"
 
 
 def _interval(estimate: Estimate) -> str:

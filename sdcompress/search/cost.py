@@ -6,6 +6,7 @@ All models are measured in turn, so that a machine that changes its speed does s
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,15 +132,21 @@ class _Owners:
 def _executed_bytes(
     compiled: ov.CompiledModel, layers: Sequence[Layer], owners: _Owners
 ) -> Iterator[tuple[str, float]]:
-    """What the device keeps of each layer's weights; nothing where it does not tell.
+    """What the device keeps of each module's weights; nothing where it does not tell.
 
-    An executed layer may bear the name of the bias that is fused with it.
+    An executed layer may bear the name of the bias that is fused with it, so it is looked up by its
+    module. Parts of a layer that was split share their module's weights.
     """
-    parameters = {_module(layer.name): layer.parameters for layer in layers}
+    parameters: Counter[str] = Counter()
+    for layer in layers:
+        parameters[_module(layer.name)] += layer.parameters
+    bits: dict[tuple[str, str], list[int]] = {}
     for executed in layers_of_compiled(compiled):
-        group, size = owners.of(executed.name), parameters.get(_module(executed.name))
-        if group and size and executed.weights:
-            yield group, size * _BITS[executed.weights] / 8
+        if executed.weights and (group := owners.of(executed.name)) is not None:
+            module = _module(executed.name)
+            bits.setdefault((group, module), []).append(_BITS[executed.weights])
+    for (group, module), found in bits.items():
+        yield group, parameters[module] * sum(found) / len(found) / 8
 
 
 def _module(operation: str) -> str:

@@ -60,6 +60,8 @@ def pattern_of(kind: str, places: Sequence[str]) -> str:
         return rf"\.{KINDS[kind]}"
     modules = "|".join(re.escape(place) for place in places)
     inside = modules if len(places) == 1 else f"({modules})"
+    if kind == _OTHER:
+        return rf"(^|\.){inside}(/|$)"  # not all of these lie in a module
     if not all(_BLOCK.fullmatch(one) or _PART.fullmatch(one) for one in places):
         return rf"\.{inside}/"
     if all("samplers" in one for one in places):

@@ -1,7 +1,7 @@
 """What a search found, as plain records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sdcompress.evaluate.records import Estimate, Outcome
 from sdcompress.methods import Method
@@ -16,17 +16,20 @@ class Candidate:
     """A method for the UNet, built, timed and drawn with.
 
     `figures` are those of the evaluation, against the float32 baseline, over `samples` pictures;
-    `outcome` is what they say of the recipe's budgets of pictures. `call_ratio` is the time of a
-    call by that of the UNet in 16 bits. `choice` and what was expected of it are those of the
-    solver, None where the method is not its own. `on_front` tells that no other candidate costs
-    less and is better by CLIP score.
+    `least_unet_db` is the UNet's SQNR at its worst timestep, measured where a budget asks for it.
+    `outcome` is what both say of the recipe's budgets, None where there are none of these.
+    `call_ratio` is the time of a call by that of the UNet in 16 bits; `excess` tells which limits
+    of the search are not kept. `choice` and what was expected of it are those of the solver, None
+    where the method is not its own. `on_front` tells that no other candidate costs less and is
+    better by CLIP score.
     """
 
     name: str
     method: Method
     figures: Mapping[str, Estimate]
     samples: int
-    outcome: Outcome
+    outcome: Outcome | None
+    least_unet_db: float | None = None
     choice: Choice | None = None
     expected_noise: float | None = None
     expected_content: float | None = None
@@ -34,7 +37,8 @@ class Candidate:
     call_ratio: float = 0.0
     stored_bytes: int = 0
     executed_bytes: float = 0.0
-    on_front: bool = field(default=False)
+    excess: tuple[str, ...] = ()
+    on_front: bool = False
 
     def cost(self, objective: str) -> float:
         """What the objective makes least."""

@@ -29,6 +29,8 @@ from sdcompress.store import read_record, write_record
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 WHOLE = "all groups"
+_WORST = 1e6  # what overflowed counts so much, for a solver cannot add infinities
+_MOST_LOSS = 2.0  # of opposite embeddings
 
 
 @dataclass(frozen=True)
@@ -227,12 +229,14 @@ class _Meter:
 
 
 def noise_share(reference: Array, value: Array) -> float:
-    """The power of the difference by that of the reference, 10^(-SQNR/10)."""
+    """The power of the difference by that of the reference, 10^(-SQNR/10), and no more than 1e6."""
     noise = np.square(reference - value, dtype=np.float64).sum()
-    return float(noise / np.square(reference, dtype=np.float64).sum())
+    share = noise / np.square(reference, dtype=np.float64).sum()
+    return float(np.nan_to_num(share, nan=_WORST).clip(max=_WORST))
 
 
 def content_loss(before: Array, after: Array) -> tuple[float, ...]:
     """One minus the cosine of embeddings, pair by pair; both float [n, d]."""
     norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-    return tuple(max(0.0, float(one)) for one in 1 - (before * after).sum(1) / norms)
+    losses = 1 - (before * after).sum(1) / norms
+    return tuple(float(one) for one in np.nan_to_num(losses.clip(min=0.0), nan=_MOST_LOSS))

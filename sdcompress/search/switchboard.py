@@ -4,7 +4,7 @@ One compiled model has every layer twice, the variant's as the device will run i
 behind each pair. So the error of any choice of groups costs an inference, not a compilation.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ class Switchboard:
     """The baseline and one variant of it, both read from IR files, in one compiled model.
 
     Layers of none of the `groups` are the baseline's. `shapes` are those of the inputs.
-    Floating-point layers run in float32. Raises BundleError for
-    what is no IR and DeviceError for a device that is not there.
+    Floating-point layers run in float32. Raises BundleError for what is no IR and DeviceError for a
+    device that is not there.
     """
 
     def __init__(
@@ -56,21 +56,22 @@ class Switchboard:
         return np.array(self._request.get_output_tensor(0).data, np.float32)
 
 
-def compressed_layers(baseline: Path, variants: Iterable[Path]) -> tuple[str, ...]:
-    """The layers of the baseline's IR that compression can change, in its order.
+def compressed_layers(baseline: Path, variants: Mapping[str, Path]) -> dict[str, set[str]]:
+    """The layers of the baseline's IR that compression changes, in its order, and the variants.
 
-    With weights, they are those that any of the variants has in integers; without, such as the
-    products of attention, those that read what one quantizes.
+    With weights, they are those that a variant has in integers; without, such as the products of
+    attention, those that read what it quantizes.
     """
     core = ov.Core()
-    changed: set[str] = set()
-    for folder in variants:
+    found: dict[str, set[str]] = {}
+    for name, folder in variants.items():
         variant = core.read_model(folder / IR_NAME)
         kept = {one.name for one in layers_of(variant) if not one.precision.startswith("int")}
-        joints = join(core.read_model(baseline), variant)
-        changed |= {joint.name for joint in joints} - kept
+        for joint in join(core.read_model(baseline), variant):
+            if joint.name not in kept:
+                found.setdefault(joint.name, set()).add(name)
     names = (one.get_friendly_name() for one in core.read_model(baseline).get_ordered_ops())
-    return tuple(name for name in names if name in changed)
+    return {name: found[name] for name in names if name in found}
 
 
 def _switched(model: ov.Model, joints: Sequence[Joint], groups: Sequence[Group]) -> ov.Model:

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sdcompress.methods import Mixed, Plain
+from sdcompress.methods import PLAIN, Mixed, Plain
 from sdcompress.search.groups import KINDS, Group, pattern_of
 from sdcompress.search.solver import Choice
-
-PLAIN = "fp16"
 
 
 def as_method(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import quick_recipe
 
-from sdcompress.errors import InputError, QualityGateFailed
+from sdcompress.errors import InputError, QualityGateFailed, RecipeError
 from sdcompress.ir import IR_NAME
 from sdcompress.methods import Mixed
 from sdcompress.precision import layers_of
@@ -132,9 +132,32 @@ def test_when_nothing_passes_it_says_what_stands_in_the_way(
     assert kept == ["search.html", "search.json"]
 
 
-def test_what_it_cannot_do_is_told_before_any_work(build_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.variants={fp16: {method: int8}}", "every group may stay in 16 bits anyway"),
+        ("search.variants={w: {method: fp16}}", "every group may stay in 16 bits anyway"),
+        ("search.trajectories=3", r"there are 2 search\.prompts"),
+    ],
+)
+def test_settings_that_make_no_sense_are_faults_of_the_recipe(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        reduced(override)
+
+
+def test_what_it_cannot_do_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of search\.variants is calibrated"):
         search(quick_recipe("unet_int8", "search.variants={w: {method: int8_weights}}"))
+    with pytest.raises(InputError, match=r"asks for 400 calls, but \d+ are recorded"):
+        search(reduced("search.timesteps=400"))
+    with pytest.raises(InputError, match="is where the bundle goes"):
+        search(reduced(), tmp_path / "found_small_search")
+    with pytest.raises(InputError, match="is the current folder"):
+        search(reduced(), ".")
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match=r"holds mine\.txt, which a search did not write"):
         search(reduced(), tmp_path)
+    with pytest.raises(InputError, match="which sdcompress did not write"):
+        (tmp_path / "found_small_search").mkdir()
+        (tmp_path / "found_small_search" / "mine.txt").write_text("precious")
+        search(reduced(), tmp_path / "found")

@@ -1,0 +1,143 @@
+"""Builds what a search chose, times it, draws with it and ranks it."""
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sdcompress.bundle import assemble
+from sdcompress.evaluate.comparing import changes
+from sdcompress.evaluate.records import Change, Sqnr
+from sdcompress.gate import judge_network, judge_pictures, status_of
+from sdcompress.identity import BASELINE, COMPRESSED
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.judging import Judging
+from sdcompress.line import Line
+from sdcompress.methods import PLAIN, Method
+from sdcompress.recipe import Recipe, Search
+from sdcompress.report.comparison import dominates
+from sdcompress.search.records import Candidate
+from sdcompress.search.solver import Choice, total
+from sdcompress.survey import Survey
+from sdcompress.trial import Trial
+from sdcompress.ways import Folders
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A method for the UNet; `choice` is None where the solver did not make it."""
+
+    name: str
+    method: Method
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Candidates on one line; `judging` has the prompts that they are drawn with."""
+
+    line: Line
+    judging: Judging
+    survey: Survey
+
+    def ranked(self, proposals: Sequence[Proposal]) -> tuple[Candidate, ...]:
+        """All of them, in the order in which they should be tried.
+
+        Those that keep to the search's limits come first, of these those whose pictures broke no
+        budget, then the least cost.
+        """
+        search = self.survey.recipe.search
+        folders = {
+            one.name: self.line.compressed_by("unet", one.method).folder for one in proposals
+        }
+        models = {name: folder / IR_NAME for name, folder in folders.items()}
+        costs = self.survey.cost_of(models, "of every candidate")
+        found = []
+        for one in proposals:
+            timed = replace(
+                self._drawn(one),
+                call_seconds=costs[one.name].seconds,
+                call_ratio=costs[one.name].seconds / costs[PLAIN].seconds,
+                stored_bytes=ir_bytes(folders[one.name]),
+                executed_bytes=sum(group.executed_bytes for group in costs[one.name].groups),
+            )
+            found.append(replace(timed, excess=tuple(excess(search, timed))))
+        marked = _with_front(found, search.objective)
+        return tuple(
+            sorted(
+                marked,
+                key=lambda one: (
+                    bool(one.excess),
+                    one.outcome == "failed",
+                    one.cost(search.objective),
+                ),
+            )
+        )
+
+    def _drawn(self, proposal: Proposal) -> Candidate:
+        """A candidate with what was expected of it, and what its pictures and its UNet tell."""
+        choice, options = proposal.choice, self.survey.options
+        recipe = self._recipe_of(proposal)
+        line = replace(self.line, recipe=recipe)
+        compressed = {component: ir.folder for component, ir in line.compressed().items()}
+        folder = line.store.scratch / proposal.name.replace(" ", "_")
+        assemble(line.converted, compressed, folder, tiny_decoder=line.tiny_decoder)
+        trial = Trial(recipe, line.store, line.progress, line.run, self.judging, line.keys())
+        changed, sqnr = self._judged(trial, {BASELINE: line.converted, COMPRESSED: folder})
+        gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
+        shutil.rmtree(folder, ignore_errors=True)  # a large one's copies would fill the disk
+        budgets = judge_pictures(recipe.budgets, changed)
+        if sqnr is not None:
+            budgets += judge_network(recipe.budgets, sqnr)
+        return Candidate(
+            name=proposal.name,
+            method=proposal.method,
+            figures={metric: change.value for metric, change in changed.items()},
+            samples=len(self.judging.prompts),
+            outcome=status_of(budgets) if budgets else None,
+            least_unet_db=sqnr.least_unet_db if sqnr else None,
+            choice=choice,
+            expected_noise=total(options, choice, "noise") if choice else None,
+            expected_content=total(options, choice, "content") if choice else None,
+        )
+
+    def _recipe_of(self, proposal: Proposal) -> Recipe:
+        """Its SQNR is taken on as many prompts as those of the groups were."""
+        recipe = self.line.recipe.with_unet(proposal.method)
+        few = recipe.evaluate.model_copy(update={"sqnr_prompts": recipe.search.trajectories})
+        return recipe.model_copy(update={"evaluate": few})
+
+    def _judged(self, trial: Trial, folders: Folders) -> tuple[Mapping[str, Change], Sqnr | None]:
+        """Changes of the pictures by metric, and, where a budget asks for it, the UNet's SQNR."""
+        both = trial.ways(len(self.judging.prompts))
+        ways = {side: both[side] for side in (BASELINE, COMPRESSED)}
+        pictures = {side: trial.draw(way, folders) for side, way in ways.items()}
+        seen, likeness = trial.score(ways, pictures)
+        instruments = self.judging.instruments
+        metrics = instruments.picture_metrics()
+        told = changes(instruments, metrics, seen[BASELINE], seen[COMPRESSED], likeness[COMPRESSED])
+        wanted = trial.recipe.budgets.unet_sqnr_min_db is not None
+        sqnr = trial.sqnr(ways, folders) if wanted else None
+        return {metric.name: change for metric, change in told}, sqnr
+
+
+def excess(search: Search, candidate: Candidate) -> Iterator[str]:
+    """Which limits of the search a candidate does not keep to, as measured."""
+    measured = {
+        "latency_ratio_max": candidate.call_ratio,
+        "size_mb_max": candidate.stored_bytes / 1e6,
+        "memory_mb_max": candidate.executed_bytes / 1e6,
+    }
+    for name, value in measured.items():
+        limit = getattr(search, name)
+        if limit is not None and value > limit:
+            yield f"{value:.4g} instead of search.{name} {limit:g}"
+
+
+def _with_front(candidates: Sequence[Candidate], objective: str) -> Iterator[Candidate]:
+    places = {
+        one.name: (one.figures["clip_score"].value, one.cost(objective)) for one in candidates
+    }
+    for one in candidates:
+        beaten = any(dominates(other, places[one.name]) for other in places.values())
+        yield replace(one, on_front=not beaten)

@@ -1,0 +1,218 @@
+"""What a search measures before it chooses: groups of layers, their errors and their costs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from sdcompress.calibrate import ModelInputs
+from sdcompress.errors import InputError
+from sdcompress.ir import IR_NAME, ir_bytes
+from sdcompress.judging import Judging
+from sdcompress.line import Line
+from sdcompress.methods import PLAIN
+from sdcompress.processor import processor_record
+from sdcompress.recipe import Recipe
+from sdcompress.runtime import Settings
+from sdcompress.runtime.layout import read_layout
+from sdcompress.runtime.schedulers.config import read_scheduler_config
+from sdcompress.runtime.schedulers.levels import noise_levels
+from sdcompress.search.calls import Call, Guidance, pick_calls
+from sdcompress.search.cost import ModelCost, measure_costs
+from sdcompress.search.groups import Group, group_layers
+from sdcompress.search.sensitivity import Experiment, Sensitivity, measure_sensitivity
+from sdcompress.search.solver import Limits, Option
+from sdcompress.search.switchboard import compressed_layers
+from sdcompress.store import key_of
+from sdcompress.trial import shots_of
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The UNet of one line as each variant; `judging` has the prompts of short trajectories."""
+
+    recipe: Recipe
+    line: Line
+    judging: Judging
+
+    @cached_property
+    def variants(self) -> dict[str, Path]:
+        """The folders of the UNet's IR, compressed whole by each variant."""
+        made = self.recipe.search.variants.items()
+        return {name: self.line.compressed_by("unet", one).folder for name, one in made}
+
+    @property
+    def baseline(self) -> Path:
+        """The IR of the UNet in 16 bits."""
+        return self.line.converted / "unet" / IR_NAME
+
+    @cached_property
+    def _layers(self) -> dict[str, set[str]]:
+        """What can be compressed, and which variants do. Raises InputError for one that is idle."""
+        found = compressed_layers(self.baseline, self.variants)
+        idle = self.variants.keys() - set().union(*found.values())
+        if idle:
+            raise InputError(
+                f"recipe {self.recipe.name}: search.variants.{min(idle)} changes no layer of the "
+                "UNet: leave it out, or widen its ignored scope"
+            )
+        return found
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Of all layers that any variant changes."""
+        return group_layers(self._layers, self.recipe.search.grouping)
+
+    @cached_property
+    def _calls(self) -> tuple[Call, ...]:
+        inputs = ModelInputs(self.line.calibrated, "unet", self.recipe.sampling.branches)
+        layout = read_layout(self.line.converted)
+        config = read_scheduler_config(layout.scheduler, None, str(layout.scheduler_path))
+        return pick_calls(inputs, self.recipe.search.timesteps, noise_levels(config))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: value.shape for name, value in self._calls[0].inputs.items()}
+
+    @cached_property
+    def sensitivities(self) -> Mapping[str, Sensitivity]:
+        """What each variant does to each group that it changes."""
+        return {name: self._sensitivity(name) for name in self.variants}
+
+    def _experiment(self, variant: str) -> Experiment:
+        options, recipe = self.recipe.search, self.recipe
+        settings = replace(Settings(**recipe.baseline_settings), steps=options.trajectory_steps)
+        prediction_type = read_layout(self.line.converted).prediction_type
+        return Experiment(
+            baseline=self.line.converted,
+            variant=self.variants[variant],
+            device=recipe.device,
+            groups=tuple(
+                one
+                for one in self.groups
+                if any(variant in self._layers[layer] for layer in one.layers)
+            ),
+            calls=self._calls,
+            guidance=Guidance(settings.guidance_scale, prediction_type),
+            shots=shots_of(self.judging.prompts, recipe.evaluate)[: options.trajectories],
+            settings=settings,
+            scorer=self.judging.instruments.scorer,
+            confirmed=options.confirmed,
+        )
+
+    def _sensitivity(self, variant: str) -> Sensitivity:
+        line, experiment = self.line, self._experiment(variant)
+        method = self.recipe.search.variants[variant]
+        key = key_of(
+            models=[line.converted_key, line.key_of_method("unet", method)],
+            calls=[line.calibrated_key, self.recipe.search.timesteps],
+            groups=[asdict(one) for one in experiment.groups],
+            confirmed=experiment.confirmed,
+            settings=asdict(experiment.settings),
+            shots=[asdict(one) for one in experiment.shots],
+            scorer=experiment.scorer.hashes(),
+            device=experiment.device,
+            processor=processor_record(),
+            tools={name: version(name) for name in ("openvino", "torch", "transformers")},
+        )
+        return line.store.record(
+            line.progress,
+            "sensitivity",
+            key,
+            f"{variant}: {len(experiment.groups)} groups at {len(self._calls)} timesteps",
+            Sensitivity,
+            lambda folder, advance: line.run(
+                measure_sensitivity, experiment, folder, on_progress=advance
+            ),
+            resumable=True,
+        )
+
+    @cached_property
+    def costs(self) -> Mapping[str, ModelCost]:
+        """Of the UNet in 16 bits and as each variant."""
+        models = {name: folder / IR_NAME for name, folder in self.variants.items()}
+        costs = self.cost_of(models, "of every variant")
+        wanted = self.recipe.search
+        by_memory = wanted.objective == "memory" or wanted.memory_mb_max is not None
+        if by_memory and not any(one.executed_bytes for one in costs[PLAIN].groups):
+            raise InputError(
+                f"recipe {self.recipe.name}: {self.recipe.device} does not tell how it keeps "
+                "weights, so search cannot go by memory: go by size"
+            )
+        return costs
+
+    def cost_of(self, models: Mapping[str, Path], detail: str) -> dict[str, ModelCost]:
+        """Of some IR files of the UNet, and of that in 16 bits, in turn."""
+        models = {PLAIN: self.baseline} | dict(models)
+        key = key_of(
+            models={name: xml.parent.parent.name for name, xml in models.items()},
+            groups=[asdict(one) for one in self.groups],
+            shapes={name: list(shape) for name, shape in self._shapes.items()},
+            device=self.recipe.device,
+            processor=processor_record(),
+            openvino=version("openvino"),
+        )
+        return self.line.store.record(
+            self.line.progress,
+            "cost",
+            key,
+            f"time and bytes {detail}",
+            dict[str, ModelCost],
+            lambda _, advance: self.line.run(
+                measure_costs,
+                models,
+                self.groups,
+                self._shapes,
+                self.recipe.device,
+                on_progress=advance,
+            ),
+        )
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """Every group as each variant that changes it, and in 16 bits."""
+        return tuple(self._options())
+
+    def _options(self) -> Iterator[Option]:
+        for group in self.groups:
+            for variant in (PLAIN, *self.variants):
+                noise, content = 0.0, 0.0
+                if variant != PLAIN:
+                    sensitivity = self.sensitivities[variant]
+                    if sensitivity.of(group.name) is None:
+                        continue
+                    noise, content = sensitivity.expected(group.name)
+                cost = self.costs[variant].of(group.name)
+                yield Option(
+                    group.name,
+                    variant,
+                    noise,
+                    content,
+                    cost.seconds,
+                    cost.stored_bytes,
+                    cost.executed_bytes,
+                )
+
+    def limits(self) -> Limits:
+        """What the recipe's limits leave to the groups."""
+        wanted = self.recipe.search
+        return Limits(
+            seconds=wanted.latency_ratio_max and self._seconds_allowed(wanted.latency_ratio_max),
+            stored_bytes=wanted.size_mb_max
+            and max(0.0, wanted.size_mb_max * 1e6 - self._other_bytes()),
+            executed_bytes=wanted.memory_mb_max and wanted.memory_mb_max * 1e6,
+        )
+
+    def _seconds_allowed(self, ratio: float) -> float:
+        """What groups may take so that a whole call takes so much of one in 16 bits."""
+        plain = self.costs[PLAIN]
+        grouped = sum(one.seconds for one in plain.groups)
+        return max(0.0, ratio * plain.seconds - (plain.seconds - grouped))
+
+    def _other_bytes(self) -> float:
+        """What a compressed UNet's files hold beside the weights of its groups, at most."""
+        return max(
+            ir_bytes(folder) - sum(one.stored_bytes for one in self.costs[name].groups)
+            for name, folder in self.variants.items()
+        )
