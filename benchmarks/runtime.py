@@ -91,7 +91,7 @@ def main() -> None:
         print(json.dumps(_CHILDREN[runtime](Path(folder), rest)))
         return
     bundle = options.bundle.resolve()
-    wide = options.wide.resolve() if options.wide else _converted(bundle)
+    wide = options.wide.resolve() if options.wide else converted(bundle)
     models = {"wide": wide, "bundle": bundle}
     if options.fast:
         models["fast"] = options.fast.resolve()
@@ -119,7 +119,7 @@ def _is_asked(name: str, asked: str) -> bool:
     return asked == name if whole else asked in name
 
 
-def _converted(bundle: Path) -> Path:
+def converted(bundle: Path) -> Path:
     """The 16-bit IR that the run which made the bundle left in its store."""
     found = [*(bundle.parent / ".sdcompress").glob("convert-*")]
     if len(found) != 1:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
+from runtime import converted
 
 from sdcompress.executed import LayerTime, noise_for, quickest_profile, times_of_compiled
 from sdcompress.processor import describe_machine
@@ -79,7 +80,7 @@ def main() -> None:
     _print_ways(bundle, lambda network: network(sample, 500.0, text))
     _print_cache(bundle)
     _print_shares(bundle)
-    _print_types(bundle, options.wide or _converted(bundle))
+    _print_types(bundle, options.wide or converted(bundle))
 
 
 def _print_ways(bundle: Path, ask: Callable[..., object]) -> None:
@@ -139,12 +140,6 @@ def _print_shares(bundle: Path) -> None:
     known = "|".join(PARTS.values())
     rest = sum(seconds for node, seconds in layers if not re.search(known, node))
     print(f"| all else | {rest / total:.1%} |\n")
-
-
-def _converted(bundle: Path) -> Path:
-    """The 16-bit IR that the run which made the bundle left in its store."""
-    (found,) = (bundle.parent / ".sdcompress").glob("convert-*")
-    return found
 
 
 def _print_types(bundle: Path, wide: Path) -> None:

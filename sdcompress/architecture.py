@@ -16,6 +16,7 @@ from sdcompress.errors import SourceError
 from sdcompress.source import PARTS, Source, StoredTensor
 
 _TEXT_TOKENS = 77
+_SHARES_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Architecture:
     @property
     def parts(self) -> tuple[PartSize, ...]:
         return self.text_encoder, self.unet, self.vae
+
+    def part_of(self, component: str) -> PartSize:
+        """The part that a component of the pipeline is in."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet}.get(component, self.vae)
+
+    def parameters_of(self, component: str) -> float:
+        """How many parameters a component has; of the VAE's halves about so many."""
+        return self.part_of(component).parameters * _SHARES_OF_VAE.get(component, 1.0)
 
 
 def read_architecture(source: Source, width: int | None, height: int | None) -> Architecture:

@@ -16,8 +16,17 @@ REPORT = "report"
 _TOOLS = ("sdcompress", "openvino", "nncf", "optimum-intel", "diffusers", "transformers", "torch")
 
 
-def assemble(baseline: Path, components: Mapping[str, Path], folder: Path) -> None:
-    """Copies the baseline's tokenizer and scheduler and the compressed components to `folder`."""
+def assemble(
+    baseline: Path,
+    components: Mapping[str, Path],
+    folder: Path,
+    *,
+    tiny_decoder: Path | None = None,
+) -> None:
+    """Copies the baseline's tokenizer and scheduler and the compressed components to `folder`.
+
+    `tiny_decoder` goes there as well, under its name.
+    """
     folder.mkdir(parents=True)
     shutil.copyfile(baseline / SHARED[0], folder / SHARED[0])
     for name in SHARED[1:]:
@@ -27,6 +36,8 @@ def assemble(baseline: Path, components: Mapping[str, Path], folder: Path) -> No
         target.mkdir()
         for name in (IR_NAME, Path(IR_NAME).with_suffix(".bin").name, "config.json"):
             shutil.copyfile(source / name, target / name)
+    if tiny_decoder:
+        shutil.copytree(tiny_decoder, folder / tiny_decoder.name)
 
 
 def seal(

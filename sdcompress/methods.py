@@ -191,6 +191,22 @@ METHODS: dict[str, type[CompressionMethod]] = {
 _FP16 = Fp16(method="fp16")
 
 
+def made_for(*methods: Method) -> list[Method]:
+    """The methods, each once; before a mixture, what it takes layers from."""
+    found: list[Method] = []
+    for method in methods:
+        parts = method.variants.values() if isinstance(method, Mixed) else ()
+        for one in (*parts, method):
+            if one not in found:
+                found.append(one)
+    return found
+
+
+def most_of(method: Method) -> Plain:
+    """What a mixture is where no pattern says otherwise, as for most layers; others as they are."""
+    return method.variants.get(method.otherwise, _FP16) if isinstance(method, Mixed) else method
+
+
 class Compress(Section):
     """One method for each component."""
 

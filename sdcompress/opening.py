@@ -11,13 +11,8 @@ from sdcompress.architecture import read_architecture
 from sdcompress.bundle import require_replaceable
 from sdcompress.errors import OutputBusyError
 from sdcompress.line import SMALL_MODEL_BYTES, Line, Material
-from sdcompress.preflight import (
-    STAGES,
-    Estimate,
-    describe,
-    estimate,
-    require_room,
-)
+from sdcompress.outlook import Estimate, describe, require_room
+from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate
 from sdcompress.progress import Progress
 from sdcompress.recipe import Recipe
 from sdcompress.speed import measure_speed
@@ -85,7 +80,7 @@ def look_ahead(
     sampling = line.recipe.sampling
     with line.progress.stage("preflight", "memory, disk and time") as advance:
         model = read_architecture(line.source, sampling.width, sampling.height)
-        skipped = set(STAGES) - set(wanted)
+        skipped = {*STAGES, *SEARCH_STAGES} - set(wanted)
         expected = expect(line.recipe, model, measure_speed(line.recipe.device), skipped)
         advance(1, 1)
     line.progress.notice("expected of this run\n" + "\n".join(describe(expected)))

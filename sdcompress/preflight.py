@@ -7,17 +7,15 @@ kind is run for. The factors below were fitted to the measurements of a full-siz
 """
 
 import math
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
-from sdcompress.errors import PreflightError
+from sdcompress.disk import DiskUse
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
-from sdcompress.memory import available_memory_bytes
-from sdcompress.methods import COMPONENTS, Mixed, Plain
+from sdcompress.methods import COMPONENTS, Method, Mixed, Plain, made_for, most_of
+from sdcompress.outlook import Estimate, StageEstimate
 from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
 from sdcompress.speed import Speed
@@ -25,12 +23,14 @@ from sdcompress.speed import Speed
 STAGES = (
     "convert", "calibrate", "ranges", "compress", "draw", "sqnr", "layers", "measure", "bundle",
 )  # fmt: skip
+SEARCH_STAGES = ("sensitivity", "cost")
 # Resident bytes of a process before it has read a model, and of the one that waits for it.
 _RUNTIME_BYTES = 0.15e9
 _WAITING_BYTES = 0.25e9
 _NNCF_BYTES = 0.28e9
 _TORCH_BYTES = 0.60e9
 _TRACING_BYTES = 0.46e9
+_CLIP_BYTES = 1.71e9  # the usual scorer, ViT-L/14 in float32
 # What a UNet's and a VAE decoder's activations take, in float32, a pixel of the picture.
 _DENOISING_BYTES_PIXEL = 1150
 _DECODING_BYTES_PIXEL = 3200
@@ -40,7 +40,6 @@ _LAYERS_BYTES_PIXEL = 7220
 _LAYERS_ROOM = 2.5
 # What compression holds in bytes a parameter.
 _HELD_BYTES = {"fp16": 0.0, "smoothed": 3.7, "weights": 1.3, "accurate": 17.0}
-_STATISTIC_BYTES = 11.1  # an item's statistics on disk, a channel that a layer reads or returns
 # What a whole network reaches of the speed of one convolution, in float32 and in 16 bits.
 _EFFICIENCY = {"f32": 0.78, "narrow": 0.66}
 _OUTER_LAYERS = 0.17  # the layers outside a skip connection against the whole network
@@ -62,46 +61,7 @@ _COMPRESS_SECONDS_PARAMETER = {
 # Groups of a Stable Diffusion UNet's layers, and how many of them decide on content.
 _GROUPS = {"block": 53, "part": 110, "layer": 314}
 _CONTENT_SHARE = 0.4
-_PARTS_OF_VAE = {"vae_decoder": 0.59, "vae_encoder": 0.41}
-
-
-@dataclass(frozen=True)
-class StageEstimate:
-    """What one kind of stage is expected to take. Seconds are those of all its runs together.
-
-    `mapped_bytes` of the peak are weight files, which the system reads again instead of swapping.
-    """
-
-    name: str
-    detail: str
-    seconds: float
-    peak_rss_bytes: float
-    mapped_bytes: float = 0.0
-
-    @property
-    def needed_bytes(self) -> float:
-        """Memory without which the stage cannot work."""
-        return self.peak_rss_bytes - self.mapped_bytes
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run is expected to take, without what is finished already."""
-
-    stages: tuple[StageEstimate, ...]
-    disk_bytes: float
-
-    @property
-    def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
-
-    @property
-    def peak_rss_bytes(self) -> float:
-        return max((stage.peak_rss_bytes for stage in self.stages), default=0.0)
-
-    @property
-    def needed_bytes(self) -> float:
-        return max((stage.needed_bytes for stage in self.stages), default=0.0)
+_BESIDE_UNET = tuple(component for component in COMPONENTS if component != "unet")
 
 
 def estimate(
@@ -112,7 +72,7 @@ def estimate(
     `skipped` names the STAGES that are finished or not asked for.
     """
     work = _Work(recipe, model, speed)
-    return _without(skipped, work.stages(), work.disk_bytes(skipped))
+    return _without(skipped, work.stages(), work.disk.run_bytes(skipped))
 
 
 def estimate_sweep(
@@ -126,15 +86,19 @@ def estimate_sweep(
 ) -> Estimate:
     """The same for measuring several ways to draw with one model; pictures of each are drawn."""
     work = _Work(recipe, model, speed)
-    return _without(skipped, work.swept(candidates, turns), work.disk_bytes(skipped))
+    return _without(skipped, work.swept(candidates, turns), work.disk.run_bytes(skipped))
 
 
 def estimate_search(
     recipe: Recipe, model: Architecture, speed: Speed, skipped: Collection[str] = ()
 ) -> Estimate:
-    """The same for a search, without the evaluation of what it finds."""
+    """The same for a search by a user's recipe, its own method for the UNet included.
+
+    The evaluation of the candidate that it tries first is counted; each that does not pass adds
+    another. `skipped` may name SEARCH_STAGES as well.
+    """
     work = _Work(recipe, model, speed)
-    return _without(skipped, work.searched(), work.disk_bytes(skipped))
+    return _without(skipped, work.searched(), work.disk.search_bytes(skipped))
 
 
 def _without(
@@ -151,45 +115,62 @@ class _Work:
     model: Architecture
     speed: Speed
 
+    @property
+    def disk(self) -> DiskUse:
+        return DiskUse(self.recipe, self.model)
+
     def stages(self) -> Iterator[StageEstimate]:
         yield self._conversion()
         if self.recipe.compress.needs_calibration:
             yield self._recording()
-        for component in COMPONENTS:
-            if self.recipe.compress.collects(component):
-                yield self._collection(component)
-            yield from self._compressions(component)
+        yield from self._compressions(COMPONENTS)
         yield from self._evaluation()
 
     def searched(self) -> Iterator[StageEstimate]:
         search = self.recipe.search
+        methods = made_for(*search.variants.values(), self.recipe.compress.unet)
         yield self._conversion()
         yield self._recording()
-        yield self._collection("unet")
-        for variant in search.variants.values():
-            yield self._compression("unet", variant)
-        exact, quick = self._step_seconds("f32"), self._quantized_step_seconds()
-        calls = (_GROUPS[search.grouping] + 2) * search.timesteps
+        yield from self._made("unet", methods)
+        yield self._mixing("unet", len(search.variants), search.candidates)
+        yield from self._compressions(_BESIDE_UNET)
+        for name, variant in search.variants.items():
+            yield self._sensitivity(name, variant)
+        yield self._costs()
+        yield self._trial_pictures()
+        yield from self._evaluation()
+
+    def _sensitivity(self, name: str, variant: Plain) -> StageEstimate:
+        """Calls with one group switched each, then short trajectories with the worst of them."""
+        search = self.recipe.search
+        short = self.recipe.sampling.model_copy(update={"steps": search.trajectory_steps})
+        # Both sides of every switch are computed, in float32 what is not in 8 bits.
+        call = self._step_seconds("f32") * (1 + _QUANTIZED["f32"].get(variant.method, 1.0))
+        groups = _GROUPS[search.grouping]
         pictures = (2 * search.confirmed + 2) * search.trajectories
-        decoded = _CONTENT_SHARE * _GROUPS[search.grouping] + pictures
-        seconds = (calls + pictures * search.trajectory_steps) * (exact + quick)
-        seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32") + 2 * _LOAD_SECONDS
+        calls = (groups + 2) * search.timesteps + pictures * short.unet_calls
+        decoded = _CONTENT_SHARE * groups + pictures
+        seconds = 2 * _LOAD_SECONDS + calls * call
+        seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32")
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
-        peak += 4 * self._parameters("unet")  # every layer is there twice
-        for name in search.variants:
-            yield StageEstimate(
-                "sensitivity", name, seconds, _WAITING_BYTES + _TORCH_BYTES + peak, mapped
-            )
-        drawn = search.candidates + 1
-        timed = 2 * (2 + len(search.variants) + drawn)
-        timing = timed * (_COMPILE_SECONDS + 13 * exact)
-        yield StageEstimate("cost", f"{timed} models", timing, *self._drawing_memory())
-        per_picture = self._baseline_seconds() + drawn * self._candidate_seconds(
-            self.recipe.runtime
-        )
+        peak += 4 * self.model.parameters_of("unet")  # every layer is there twice
+        peak += _WAITING_BYTES + _TORCH_BYTES + _CLIP_BYTES
+        return StageEstimate("sensitivity", name, seconds, peak, mapped)
+
+    def _costs(self) -> StageEstimate:
+        """Every UNet is compiled twice: the variants, the candidates, and before both 16 bits."""
+        search = self.recipe.search
+        timed = 2 * (1 + len(search.variants) + 2 + search.candidates)
+        seconds = timed * (_COMPILE_SECONDS + 13 * self._step_seconds("native"))
+        return StageEstimate("cost", f"{timed} models", seconds, *self._drawing_memory())
+
+    def _trial_pictures(self) -> StageEstimate:
+        """What candidates are ranked by: the baseline's, the own method's and theirs."""
+        search, drawn = self.recipe.search, 1 + self.recipe.search.candidates
+        seconds = self._baseline_seconds() + drawn * self._candidate_seconds(self.recipe.runtime)
+        seconds = (1 + drawn) * _LOAD_SECONDS + search.prompts * seconds
         detail = f"{1 + drawn} x {search.prompts} pictures"
-        drawing = _LOAD_SECONDS * drawn + search.prompts * per_picture
-        yield StageEstimate("draw", detail, drawing, *self._drawing_memory())
+        return StageEstimate("draw", detail, seconds, *self._drawing_memory())
 
     def swept(self, candidates: Sequence[Runtime], turns: int) -> Iterator[StageEstimate]:
         yield self._conversion()
@@ -204,7 +185,7 @@ class _Work:
 
     def _conversion(self) -> StageEstimate:
         stored = sum(part.stored_bytes for part in self.model.parts)
-        largest = max(self._ir_bytes(component) for component in COMPONENTS)
+        largest = max(self.disk.converted_bytes(component) for component in COMPONENTS)
         return StageEstimate(
             "convert",
             "checkpoint to OpenVINO IR",
@@ -234,7 +215,7 @@ class _Work:
             precision = "f32"
         exact = {"f32": items, "bf16": 0, "auto": PROBES}[precision]
         rounded = 0 if precision == "f32" else items  # what auto compares is run in both
-        weights = (4 if exact else 2) * self._parameters(component)
+        weights = (4 if exact else 2) * self.model.parameters_of(component)
         seconds = _LOAD_SECONDS + (_COMPILE_SECONDS if precision == "auto" else 0)
         for count, kind in ((exact, "f32"), (rounded, "native")):
             seconds += _COLLECTING * count * self._seconds(macs, kind)
@@ -247,21 +228,31 @@ class _Work:
             mapped,
         )
 
-    def _compressions(self, component: str) -> Iterator[StageEstimate]:
-        options = self.recipe.compress.method_of(component)
-        if not isinstance(options, Mixed):
-            yield self._compression(component, options)
-            return
-        for one in options.variants.values():
-            yield self._compression(component, one)
-        # Joining variants takes as long as writing a model, and keeps their files mapped.
-        mapped = (1 + len(options.variants)) * self._resident_mapping(component)
-        seconds = 5 + _COMPRESS_SECONDS_PARAMETER["fp16"] * self._parameters(component)
+    def _compressions(self, components: Iterable[str]) -> Iterator[StageEstimate]:
+        """Components as the recipe says."""
+        for component in components:
+            yield from self._made(component, made_for(self.recipe.compress.method_of(component)))
+
+    def _made(self, component: str, methods: Sequence[Method]) -> Iterator[StageEstimate]:
+        """A component by some methods, with statistics where any of them needs these."""
+        if any(one.needs_statistics for one in methods):
+            yield self._collection(component)
+        for one in methods:
+            if isinstance(one, Mixed):
+                yield self._mixing(component, len(one.variants))
+            else:
+                yield self._compression(component, one)
+
+    def _mixing(self, component: str, variants: int, times: int = 1) -> StageEstimate:
+        """Joining variants takes as long as writing a model, and keeps their files mapped."""
+        mapped = (1 + variants) * self._resident_mapping(component)
+        seconds = 5 + _COMPRESS_SECONDS_PARAMETER["fp16"] * self.model.parameters_of(component)
+        detail = f"{component}: mixed" + (f", {times} times" if times > 1 else "")
         peak = _WAITING_BYTES + _RUNTIME_BYTES + mapped
-        yield StageEstimate("compress", f"{component}: mixed", seconds, peak, mapped)
+        return StageEstimate("compress", detail, times * seconds, peak, mapped)
 
     def _compression(self, component: str, options: Plain) -> StageEstimate:
-        parameters, mapped = self._parameters(component), self._resident_mapping(component)
+        parameters, mapped = self.model.parameters_of(component), self._resident_mapping(component)
         detail = f"{component}: {options.method}"
         if not options.is_calibrated:
             held = _HELD_BYTES["fp16" if options.method == "fp16" else "weights"]
@@ -319,10 +310,7 @@ class _Work:
         return self._candidate_calls(runtime) * self._quantized_step_seconds() + decoding
 
     def _quantized_step_seconds(self) -> float:
-        options = self.recipe.compress.unet
-        if isinstance(options, Mixed) and options.otherwise in options.variants:
-            options = options.variants[options.otherwise]
-        method = options.method
+        method = most_of(self.recipe.compress.unet).method
         quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
         return self._step_seconds("native") * quantized
 
@@ -343,25 +331,14 @@ class _Work:
         seconds = _LOAD_SECONDS / 2 + runs * (_COMPILE_SECONDS * 1.5 + self._step_seconds("f32"))
         mapped = self._resident_mapping("unet")
         working = self.model.pixels * _DENOISING_BYTES_PIXEL + _LAYERS_ROOM * WATCHED_BYTES
-        peak = _WAITING_BYTES + _RUNTIME_BYTES + working + 4 * self._parameters("unet") + mapped
+        peak = (
+            _WAITING_BYTES
+            + _RUNTIME_BYTES
+            + working
+            + 4 * self.model.parameters_of("unet")
+            + mapped
+        )
         return StageEstimate("layers", "of the UNet", seconds, peak, mapped)
-
-    def disk_bytes(self, skipped: Collection[str]) -> float:
-        """The store and the result: IR, statistics, and the compressed parts twice."""
-        recipe, model = self.recipe, self.model
-        compressed = total = 0.0
-        for component in COMPONENTS:
-            options = recipe.compress.method_of(component)
-            size = (2.0 if options.method == "fp16" else 1.0) * self._parameters(component)
-            compressed += size
-            if isinstance(options, Mixed) and "compress" not in skipped:
-                total += size * len(options.variants)
-        total += compressed * (("compress" not in skipped) + ("bundle" not in skipped))
-        if "convert" not in skipped:
-            total += sum(self._ir_bytes(component) for component in COMPONENTS)
-        if recipe.compress.collects("unet") and "ranges" not in skipped:
-            total += recipe.calibrate.samples * _STATISTIC_BYTES * model.unet_channels
-        return total
 
     def _step_seconds(self, precision: str) -> float:
         return self.recipe.sampling.branches * self._seconds(self.model.unet_macs, precision)
@@ -371,86 +348,17 @@ class _Work:
             return macs / (self.speed.f32 * _EFFICIENCY["f32"])
         return macs / (self.speed.native * _EFFICIENCY["narrow"])
 
-    def _parameters(self, component: str) -> float:
-        model = self.model
-        if component in _PARTS_OF_VAE:
-            return model.vae.parameters * _PARTS_OF_VAE[component]
-        return model.unet.parameters if component == "unet" else model.text_encoder.parameters
-
-    def _ir_bytes(self, component: str) -> float:
-        """The size of a component's .bin."""
-        model = self.model
-        parts = {"text_encoder": model.text_encoder, "unet": model.unet}
-        part = parts.get(component, model.vae)
-        as_fp32 = self.recipe.convert.weights == "fp32"
-        return (4.0 if as_fp32 else part.stored_bytes / part.parameters) * self._parameters(
-            component
-        )
-
     def _resident_mapping(self, component: str) -> float:
         """What counts of a mapped file that `runtime.mapping` gives back again and again.
 
         On Linux nothing: what of it is resident for a moment is in the factors.
         """
-        return 0.0 if GIVES_BACK else self._ir_bytes(component)
+        return 0.0 if GIVES_BACK else self.disk.converted_bytes(component)
 
     def _pipeline(self, bytes_per_weight: int, bytes_per_pixel: float) -> tuple[float, float]:
         """Peak and mapped bytes of the runtime with all parts compiled that draw."""
         drawing = ("text_encoder", "unet", "vae_decoder")
-        weights = sum(bytes_per_weight * self._parameters(one) for one in drawing)
+        weights = sum(bytes_per_weight * self.model.parameters_of(one) for one in drawing)
         mapped = sum(self._resident_mapping(one) for one in drawing)
         working = self.model.pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
         return _RUNTIME_BYTES + working + weights + mapped, mapped
-
-
-def require_room(expected: Estimate, folder: Path) -> None:
-    """Raises PreflightError when memory or disk do not suffice for a run writing to `folder`."""
-    faults = []
-    memory = available_memory_bytes()
-    if expected.needed_bytes > memory:
-        worst = max(expected.stages, key=lambda stage: stage.needed_bytes)
-        faults.append(
-            f"memory: {worst.name} ({worst.detail}) needs about "
-            f"{expected.needed_bytes / 1e9:.1f} GB beside mapped files, {memory / 1e9:.1f} GB are "
-            "free: close other programs, or use a machine with more"
-        )
-    free = shutil.disk_usage(_existing(folder)).free
-    if expected.disk_bytes > free:
-        faults.append(
-            f"disk: the run writes about {expected.disk_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB "
-            f"are free at {folder}: free some space, or write to another disk with --output"
-        )
-    if faults:
-        raise PreflightError(
-            "this run does not fit:\n  "
-            + "\n  ".join(faults)
-            + "\n--ignore-preflight starts it nevertheless"
-        )
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def describe(expected: Estimate) -> Iterator[str]:
-    """Yields the lines of a table for reading."""
-    yield f"{'stage':<10} {'what':<28} {'time':>9} {'peak memory':>12} {'of it mapped':>13}"
-    for stage in expected.stages:
-        yield (
-            f"{stage.name:<10} {stage.detail:<28} {_duration(stage.seconds):>9} "
-            f"{stage.peak_rss_bytes / 1e9:>9.1f} GB {stage.mapped_bytes / 1e9:>10.1f} GB"
-        )
-    yield (
-        f"{'total':<10} {f'{expected.disk_bytes / 1e9:.1f} GB of disk':<28} "
-        f"{_duration(expected.seconds):>9} {expected.peak_rss_bytes / 1e9:>9.1f} GB"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} m"
-    return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"

@@ -58,9 +58,8 @@ def quantize(
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
         tiny = line.tiny_decoder
         compressed = line.compressed()
-        assemble(line.converted, {c: ir.folder for c, ir in compressed.items()}, result)
-        if tiny:
-            shutil.copytree(tiny, result / tiny.name)
+        parts = {component: ir.folder for component, ir in compressed.items()}
+        assemble(line.converted, parts, result, tiny_decoder=tiny)
         sizes = _sizes(line.converted, compressed)
         folders = {BASELINE: line.converted, COMPRESSED: result}
         trial = replace(trial, keys=line.keys())

@@ -8,23 +8,21 @@ import pytest
 from click.testing import CliRunner
 from conftest import QUICK
 
-from sdcompress import opening, preflight
+from sdcompress import opening, outlook, preflight
 from sdcompress import speed as machine_speed
 from sdcompress.architecture import Architecture, PartSize
 from sdcompress.cli import main
 from sdcompress.errors import PreflightError
+from sdcompress.line import Line, find_material
 from sdcompress.memory import available_memory_bytes, left_in_groups
-from sdcompress.preflight import (
-    Estimate,
-    StageEstimate,
-    describe,
-    estimate,
-    estimate_sweep,
-    require_room,
-)
+from sdcompress.methods import Int4Weights, Int8, Int8Weights, Method, Mixed, Plain
+from sdcompress.outlook import Estimate, StageEstimate, describe, require_room
+from sdcompress.preflight import SEARCH_STAGES, estimate, estimate_search, estimate_sweep
+from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe, Runtime, load_recipe
 from sdcompress.shipped import shipped_folder
 from sdcompress.speed import Speed, measure_speed
+from sdcompress.store import Store
 
 # Stable Diffusion 2.1 base with 16-bit weights, 512 x 512; tests/test_architecture.py proves the
 # reading of such figures.
@@ -150,6 +148,190 @@ def test_a_sweep_draws_the_baseline_once_and_every_candidate(recipe: Recipe) -> 
     assert [stage.name for stage in skipped.stages] == ["draw", "measure"]
 
 
+def searched(recipe: Recipe, **changed: Any) -> Estimate:
+    """A search between two variants, with other settings of its `search` section."""
+    variants = {"w8a8": Int8(method="int8"), "wide": Int8(method="int8", ranges="widest")}
+    search = recipe.search.model_copy(update={"variants": variants, **changed})
+    return estimate_search(recipe.model_copy(update={"search": search}), SD21, SPEED)
+
+
+def with_unet(recipe: Recipe, method: Method) -> Recipe:
+    compress = recipe.compress.model_copy(update={"unet": method})
+    return recipe.model_copy(update={"compress": compress})
+
+
+def a_mixture(**variants: Plain) -> Mixed:
+    """Of mostly the first variant."""
+    usual, *others = variants
+    layers = {f"{name} layers": name for name in others}
+    return Mixed(method="mixed", variants=variants, layers=layers, otherwise=usual)
+
+
+def seconds_of(expected: Estimate, name: str) -> float:
+    return sum(one.seconds for one in expected.stages if one.name == name)
+
+
+def test_a_search_has_stages_of_its_own_and_those_of_a_run(recipe: Recipe) -> None:
+    expected, run = searched(recipe), estimate(recipe, SD21, SPEED)
+    names = [one.name for one in expected.stages]
+    assert set(names) == {one.name for one in run.stages} | set(SEARCH_STAGES)
+    assert [one.detail for one in expected.stages if one.name == "sensitivity"] == ["w8a8", "wide"]
+    # Two variants, the recipe's own method and the mixtures; the other three components.
+    details = [one.detail for one in expected.stages if one.name == "compress"]
+    assert details[:3] == ["unet: int8"] * 3
+    assert "mixed" in details[3]
+    assert len(details) == 7
+    # What is found is evaluated as any recipe is; other pictures rank the candidates.
+    for name in ("sqnr", "layers", "measure"):
+        assert stage(expected, name) == stage(run, name)
+    assert stage(run, "draw") in expected.stages
+    assert names.count("draw") == 2
+    text = "\n".join(describe(expected))
+    assert all(f"{name} " in text for name in SEARCH_STAGES)
+
+
+def test_a_search_with_more_to_try_takes_more(recipe: Recipe) -> None:
+    usual = searched(recipe)
+    fewer = searched(recipe, variants={"w8a8": Int8(method="int8")})
+    candidates = searched(recipe, candidates=recipe.search.candidates + 1)
+    parts, layers = searched(recipe, grouping="part"), searched(recipe, grouping="layer")
+    unet = SD21.unet.parameters
+    for less, more in ((fewer, usual), (usual, candidates)):
+        assert more.disk_bytes >= less.disk_bytes + unet
+        for name in ("compress", "cost"):
+            assert seconds_of(more, name) > seconds_of(less, name)
+    assert seconds_of(usual, "sensitivity") == pytest.approx(2 * seconds_of(fewer, "sensitivity"))
+    times = [seconds_of(one, "sensitivity") for one in (usual, parts, layers)]
+    assert times[0] < times[1]
+    assert 2 * times[0] < times[2]
+    assert layers.disk_bytes == usual.disk_bytes
+    assert seconds_of(candidates, "draw") > seconds_of(usual, "draw")
+    assert seconds_of(candidates, "sensitivity") == seconds_of(usual, "sensitivity")
+    drawn = [
+        stage(searched(recipe, prompts=prompts), "draw", f"x {prompts} ").seconds
+        for prompts in (11, 22)
+    ]
+    assert 1.5 * drawn[0] < drawn[1] < 2 * drawn[0]
+
+
+def test_a_method_of_the_recipe_that_is_a_variant_is_made_once(recipe: Recipe) -> None:
+    variants = {"w8a8": Int8(method="int8")}
+    beside = searched(recipe, variants=variants)
+    among = searched(recipe, variants={**variants, "own": recipe.compress.unet})
+    assert among.disk_bytes == beside.disk_bytes
+    made = [[one.detail for one in each.stages if one.name == "compress"]
+            for each in (beside, among)]  # fmt: skip
+    assert made[0] == made[1]
+    assert seconds_of(among, "sensitivity") > seconds_of(beside, "sensitivity")
+
+
+def test_a_search_does_not_count_what_is_skipped(recipe: Recipe) -> None:
+    whole = estimate_search(recipe, SD21, SPEED)
+    every = {one.name for one in whole.stages}
+    for name in every:
+        rest = estimate_search(recipe, SD21, SPEED, {name})
+        assert {one.name for one in rest.stages} == every - {name}
+        assert rest.seconds < whole.seconds
+    skipped = {*preflight.STAGES, *SEARCH_STAGES}
+    nothing = estimate_search(recipe, SD21, SPEED, skipped)
+    assert nothing.stages == ()
+    assert nothing.disk_bytes == 0
+    pictures = estimate_search(recipe, SD21, SPEED, skipped - {"draw"})
+    # A candidate is copied to be drawn with: a UNet of 16 bits at most, and 8 bits for the text.
+    copied = 2 * SD21.unet.parameters + SD21.text_encoder.parameters + 2 * SD21.vae.parameters
+    assert pictures.disk_bytes == pytest.approx(copied)
+
+
+def test_a_search_has_room_for_all_its_files(recipe: Recipe) -> None:
+    expected, run = searched(recipe), estimate(recipe, SD21, SPEED)
+    own_and_variants = 3 * SD21.unet.parameters
+    mixtures = recipe.search.candidates * SD21.unet.parameters
+    copy = SD21.unet.parameters + SD21.text_encoder.parameters + 2 * SD21.vae.parameters
+    converted = sum(part.stored_bytes for part in SD21.parts)
+    assert expected.disk_bytes > converted + own_and_variants + mixtures + copy
+    assert expected.disk_bytes > run.disk_bytes + mixtures
+    # A checkpoint in 32 bits is converted to as much.
+    wide = recipe.convert.model_copy(update={"weights": "fp32"})
+    more = searched(recipe.model_copy(update={"convert": wide})).disk_bytes
+    assert more == pytest.approx(expected.disk_bytes + converted)
+
+
+def test_a_search_compresses_the_other_components_as_the_recipe_says(recipe: Recipe) -> None:
+    plain = searched(recipe)
+    assert {one.detail.split(":")[0] for one in plain.stages if one.name == "ranges"} == {"unet"}
+    compress = recipe.compress.model_copy(update={"vae_decoder": Int8(method="int8")})
+    expected = searched(recipe.model_copy(update={"compress": compress}))
+    assert stage(expected, "ranges", "vae_decoder").seconds > 0
+    assert stage(expected, "compress", "vae_decoder: int8").seconds > 0
+    assert expected.disk_bytes < plain.disk_bytes  # 8 bits instead of 16, in the store and copied
+
+
+def test_any_method_of_a_search_may_need_statistics(recipe: Recipe) -> None:
+    weights = Int8Weights(method="int8_weights")
+    plain = with_unet(recipe, weights)
+    neither = searched(plain, variants={"weights8": weights})
+    assert not [one for one in neither.stages if one.name == "ranges"]
+    own = searched(recipe, variants={"weights8": weights})
+    variant = searched(plain, variants={"w8a8": recipe.compress.unet, "weights8": weights})
+    for one in (own, variant):
+        assert stage(one, "ranges", "unet") == stage(searched(recipe), "ranges")
+        assert one.disk_bytes > neither.disk_bytes + SD21.unet.parameters
+
+
+def test_a_mixture_of_the_recipes_own_is_made_from_variants_made_once(recipe: Recipe) -> None:
+    mixed = a_mixture(w8a8=Int8(method="int8"), gentle=Int4Weights(method="int4_weights"))
+    expected = searched(with_unet(recipe, mixed), candidates=3)
+    details = [one.detail for one in expected.stages if one.name == "compress"]
+    assert [one for one in details if one.startswith("unet")] == [
+        "unet: int8", "unet: int8", "unet: int4_weights", "unet: mixed", "unet: mixed, 3 times",
+    ]  # fmt: skip
+    beside = searched(with_unet(recipe, mixed.variants["gentle"]), candidates=3)
+    assert expected.disk_bytes >= beside.disk_bytes + SD21.unet.parameters
+
+
+def test_layers_left_in_16_bits_take_their_disk(recipe: Recipe) -> None:
+    weights = Int4Weights(method="int4_weights")
+    both = weights.model_copy(update={"convolutions": True})
+    unet = SD21.unet.parameters
+
+    def disk_bytes(method: Method) -> float:
+        return estimate(with_unet(recipe, method), SD21, SPEED).disk_bytes
+
+    assert disk_bytes(weights) > disk_bytes(both) + unet
+    mostly, partly = a_mixture(a=weights, b=both), a_mixture(b=both, a=weights)
+    assert disk_bytes(mostly) > disk_bytes(partly) + unet
+    plain = partly.model_copy(update={"otherwise": "fp16"})
+    assert disk_bytes(plain) > disk_bytes(partly) + unet
+
+
+def test_looking_ahead_leaves_out_every_stage_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(machine_speed, "_MEASURING_SECONDS", 0.1)
+    recipe = load_recipe(shipped_folder("recipes") / "unet_int8.yaml")
+    quiet = SilentProgress()
+    store = Store.open(tmp_path / opening.STORE, "test")
+    line = Line(recipe, find_material(recipe, quiet), store, quiet)
+    seen: list[Estimate] = []
+
+    def expect(*given: Any) -> Estimate:
+        seen.append(estimate_search(*given))
+        return seen[-1]
+
+    for wanted in ({"convert", "cost"}, {"sensitivity", "measure"}):
+        opening.look_ahead(line, tmp_path, wanted, refuse=False, expect=expect)
+        assert {one.name for one in seen[-1].stages} == wanted
+
+
+def test_errors_are_measured_beside_the_scorer_with_every_layer_twice(recipe: Recipe) -> None:
+    expected = searched(recipe)
+    drawing = stage(expected, "draw", "yardstick").peak_rss_bytes
+    least = drawing + 4 * SD21.unet.parameters
+    assert stage(expected, "sensitivity", "w8a8").peak_rss_bytes > least
+    assert expected.peak_rss_bytes == stage(expected, "sensitivity", "wide").peak_rss_bytes
+
+
 def test_shortcuts_shorten_what_the_candidate_draws(recipe: Recipe) -> None:
     def drawing(**given: Any) -> float:
         changed = recipe.model_copy(update={"runtime": Runtime(**given)})
@@ -211,10 +393,10 @@ def test_a_run_that_does_not_fit_says_what_is_missing(
     expected = estimate(recipe, SD21, SPEED)
     mapping = stage(expected, "convert")
     assert mapping.needed_bytes < mapping.peak_rss_bytes - 1.5e9  # mapped files do not count
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 4_000_000_000)
+    monkeypatch.setattr(outlook, "available_memory_bytes", lambda: 4_000_000_000)
     with pytest.raises(PreflightError, match=r"memory: .* needs about .* 4\.0 GB are free"):
         require_room(expected, tmp_path / "not" / "there" / "yet")
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 10**12)
+    monkeypatch.setattr(outlook, "available_memory_bytes", lambda: 10**12)
     require_room(replace(expected, disk_bytes=1.0), tmp_path)
     with pytest.raises(PreflightError, match=r"disk: .*--output"):
         require_room(replace(expected, disk_bytes=1e18), tmp_path)
@@ -225,7 +407,7 @@ def test_commands_refuse_with_exit_code_2(
     command: str, build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(outlook, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(machine_speed, "_MEASURING_SECONDS", 0.1)
     target = build_folder / "refused"
     # What has been done before is not refused, so this is another calibration, or other pictures.
@@ -245,7 +427,7 @@ def test_a_refused_run_can_be_started_all_the_same(
 ) -> None:
     del bundle  # its converted model is reused
     monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(outlook, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(machine_speed, "_MEASURING_SECONDS", 0.1)
     command = ["calibrate", "unet_int8", "--output", str(build_folder / "ignored")]
     for setting in (*QUICK, "calibrate.samples=2", "calibrate.prompts=1", "calibrate.seed=98"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import quick_recipe
 
-from sdcompress import opening, preflight, speed
+from sdcompress import opening, outlook, speed
 from sdcompress.assessment import evaluate
 from sdcompress.errors import OutputBusyError, PreflightError, QualityGateFailed
 from sdcompress.line import find_material
@@ -128,7 +128,7 @@ def test_evaluating_a_bundle_gives_its_own_figures_again(
     assert again["components"] == first["components"]
     # What is finished needs no room; what is not, does.
     monkeypatch.setattr(opening, "SMALL_MODEL_BYTES", 0)
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(outlook, "available_memory_bytes", lambda: 1000)
     monkeypatch.setattr(speed, "_MEASURING_SECONDS", 0.1)
     repeated = evaluate(bundle, build_folder / "again", overrides=overrides)
     assert repeated.evaluation.quality == run.evaluation.quality
