@@ -212,7 +212,7 @@ def layers_of_compiled(compiled: ov.CompiledModel) -> tuple[ExecutedLayer, ...]:
             node.get_friendly_name(),
             kind,
             _info(node, "primitiveType"),
-            _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0],
+            _inputs(node),
             _weights(node, kind) if tells_weights else None,
         )
         for node in nodes
@@ -223,8 +223,8 @@ def layers_of_compiled(compiled: ov.CompiledModel) -> tuple[ExecutedLayer, ...]:
 def _weights(node: Any, kind: str) -> str | None:
     """The precision in which the CPU plugin keeps a layer's weights.
 
-    A constant of integers is kept as it is; one in floating point is packed in the precision in
-    which the layer runs.
+    A constant of integers is kept as it is; one in floating point is packed in the precision of
+    what the layer reads, whatever it is in the file.
     """
     if kind in ("MatMul", "ScaledDotProductAttention") or node.get_input_size() < 2:
         return None
@@ -233,7 +233,12 @@ def _weights(node: Any, kind: str) -> str | None:
         stored = str(source.get_output_element_type(0).get_type_name())
         if stored in _INTEGERS:
             return stored
-    return _info(node, "runtimePrecision")
+    return _inputs(node)
+
+
+def _inputs(node: Any) -> str:
+    """The precision of what a layer reads."""
+    return _info(node.input_value(0).get_node(), "outputPrecisions").split(",")[0]
 
 
 def _info(node: Any, key: str) -> str:
