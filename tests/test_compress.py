@@ -328,6 +328,11 @@ def test_a_pattern_that_no_layer_has_is_refused(
         mix(baseline / "unet", {"w8a8": quantized.folder}, options, tmp_path / "unet")
 
 
+# What ranges do not depend on takes two thirds of the time.
+BARE = {"method": "int8", "smooth_quant_alpha": None, "bias_correction": "none"}
+FIRST_CONV = "__module.down_blocks.0.resnets.0.conv1/aten::_convolution/Convolution"
+
+
 class Stepped(list[dict[str, np.ndarray]]):
     """Recorded inputs that tell their timesteps: two of each."""
 
@@ -351,7 +356,6 @@ def input_range(folder: Path, layer: str) -> tuple[float, float]:
 def test_ranges_are_put_together_as_asked_for(
     baseline: Path, inputs: list[dict[str, np.ndarray]], recorded: Recorded, tmp_path: Path
 ) -> None:
-    layer = "__module.down_blocks.0.resnets.0.conv1/aten::_convolution/Convolution"
     statistics = Statistics(*recorded.statistics)
     node = next(name for name, _ in statistics.names() if "down_blocks.0.resnets.0.nonlin" in name)
     tops = np.array([statistics.read(node, 0, item)[0][1].max() for item in range(4)])
@@ -364,9 +368,9 @@ def test_ranges_are_put_together_as_asked_for(
     }
     given = Recorded(Stepped(inputs), recorded.statistics)
     for ranges, top in expected.items():
-        options = Int8.model_validate({"method": "int8", "ranges": ranges})
+        options = Int8.model_validate(BARE | {"ranges": ranges})
         folder = compress(baseline / "unet", options, tmp_path / ranges, given, has_vnni=True)
-        _, high = input_range(folder.folder, layer)
+        _, high = input_range(folder.folder, FIRST_CONV)
         assert high == pytest.approx(top, rel=0.02), ranges  # zero must be a level
     assert expected["narrowest_step"] < expected["widest"]
 
@@ -379,13 +383,10 @@ def test_nncf_finds_ranges_on_all_values(
     tmp_path: Path,
     ranges: str,
 ) -> None:
-    options = Int8.model_validate(
-        {"method": "int8", "ranges": ranges, "smooth_quant_alpha": None, "bias_correction": "none"}
-    )
-    plain = options.model_copy(update={"ranges": "widest"})
-    layer = "__module.down_blocks.0.resnets.0.conv1/aten::_convolution/Convolution"
-    tops = []
-    for name, method in ((ranges, options), ("widest", plain)):
-        folder = compress(baseline / "unet", method, tmp_path / name, recorded, has_vnni=True)
-        tops.append(input_range(folder.folder, layer)[1])
-    assert tops[0] < tops[1]  # outliers are cut
+    options = Int8.model_validate(BARE | {"ranges": ranges})
+    statistics = Statistics(*recorded.statistics)
+    node = next(name for name, _ in statistics.names() if "down_blocks.0.resnets.0.nonlin" in name)
+    widest = max(statistics.read(node, 0, item)[0][1].max() for item in range(4))
+    folder = compress(baseline / "unet", options, tmp_path / ranges, recorded, has_vnni=True)
+    _, high = input_range(folder.folder, FIRST_CONV)
+    assert 0.1 * widest < high < 0.98 * widest  # outliers are cut

@@ -24,7 +24,6 @@ def run(bundle: Path, build_folder: Path) -> Run:
     decoder = shipped.compress.vae_decoder.model_dump_json()
     recipe = quick_recipe(
         "unet_int8",
-        "compress.unet={method: int4_weights, group_size: 32}",
         f"compress.vae_decoder={decoder}",
         "budgets={decoder_ssim_min: 0.9}",
         "evaluate.prompts=2",

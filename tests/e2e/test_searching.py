@@ -10,18 +10,22 @@ from conftest import quick_recipe
 
 from sdcompress.errors import InputError, QualityGateFailed, RecipeError
 from sdcompress.ir import IR_NAME
+from sdcompress.line import find_material
 from sdcompress.methods import Mixed
+from sdcompress.opening import production_line
 from sdcompress.precision import layers_of
+from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.runtime.manifest import sha256_of
 from sdcompress.searching import Found, search
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
+# One of the variants is the recipe's own method.
 REDUCED = (
     "search={objective: size, timesteps: 1, confirmed: 1, trajectory_steps: 2, candidates: 1, "
-    "prompts: 2, size_mb_max: 8.8, variants: {w8a8: {method: int8}, "
-    "weights4: {method: int4_weights}}}",
+    "prompts: 2, size_mb_max: 8.8, variants: {weights4: {method: int4_weights}, "
+    "w8a8: {method: int8, ignored: {patterns: ['.*conv_in.*', '.*conv_out.*']}}}}",
     "name=found_small",
 )
 
@@ -76,16 +80,14 @@ def test_measured_anew_it_finds_the_same(found: Found, build_folder: Path) -> No
 
 
 def test_its_patterns_find_the_same_layers_in_a_fine_tune(found: Found, tmp_path: Path) -> None:
-    from sdcompress.demo import CLIP_DIR
-    from sdcompress.workflow import quantize
-
-    model = fine_tuned(tmp_path / "fine-tuned")
-    overrides = (f"model={model}", f"evaluate.scorer={CLIP_DIR}", "budgets={ssim_min: 0.3}")
+    recipe = load_recipe(found.recipe, (f"model={fine_tuned(tmp_path / 'fine-tuned')}",))
+    progress = SilentProgress()
+    material = find_material(recipe, progress)
     # In a store of its own: others take the one model that is converted in theirs.
-    run = quantize(load_recipe(found.recipe, overrides), tmp_path / "build/found_fine_tuned")
-    precisions, weights = zip(
-        *(layers_and_weights(one.output) for one in (found.run, run)), strict=True
-    )
+    with production_line(recipe, tmp_path / "build/tuned", material, progress) as line:
+        tuned = line.compressed_by("unet", recipe.compress.unet).folder
+        folders = (found.run.output / "unet", tuned)
+        precisions, weights = zip(*map(layers_and_weights, folders), strict=True)
     assert precisions[0] == precisions[1]
     assert len(set(precisions[0].values())) > 1
     assert weights[0] != weights[1]
@@ -113,10 +115,10 @@ def fine_tuned(folder: Path) -> Path:
     return folder
 
 
-def layers_and_weights(bundle: Path) -> tuple[dict[str, str], str]:
+def layers_and_weights(unet: Path) -> tuple[dict[str, str], str]:
     """The precision of each of the UNet's layers, and the hash of its weights."""
-    layers = {one.name: one.precision for one in layers_of(bundle / "unet" / IR_NAME)}
-    return layers, sha256_of(bundle / "unet" / "openvino_model.bin")
+    layers = {one.name: one.precision for one in layers_of(unet / IR_NAME)}
+    return layers, sha256_of(unet / "openvino_model.bin")
 
 
 def test_when_nothing_passes_it_says_what_stands_in_the_way(
