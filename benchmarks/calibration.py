@@ -2,34 +2,23 @@
 
 The UNet is quantized once with each option and asked what the float32 one was asked on its own way
 to pictures of prompts that nothing was calibrated on. Prints SQNR of its answers in dB, over all
-calls and at both ends of the trajectory, as one Markdown table. About fifteen minutes on the demo;
-with ``--model FOLDER --steps 8 --prompts 1`` the same for a full-size model, without what NNCF
-collects itself, which takes 16 GB there.
+calls and at both ends of the trajectory, as one Markdown table, and what splitting layers does to
+the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` for a
+full-size one, without what NNCF collects itself, which takes 16 GB there.
 """
 
 import argparse
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from unet_quality import call_seconds, opened_line, recipe_for, sqnr_by_step, traced
 
-from sdcompress.bundle import assemble
-from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
-from sdcompress.evaluate.sqnr import Trajectory, trace, unet_sqnr
-from sdcompress.line import Line, find_material
-from sdcompress.methods import COMPONENTS
-from sdcompress.opening import production_line
+from sdcompress.evaluate.sqnr import Trajectory
 from sdcompress.processor import describe_machine
-from sdcompress.progress import TerminalProgress
-from sdcompress.prompts import load_prompts
-from sdcompress.recipe import Recipe, load_recipe
-from sdcompress.shipped import shipped_folder
+from sdcompress.recipe import Recipe
 from sdcompress.splitting import FIRST
 
-OUTPUT = Path("build/calibration/run")
 ENDS = [".*conv_in.*", ".*conv_out.*"]
 TEXT = r".*attn2\.to_[kv].*"
 
@@ -72,45 +61,36 @@ TRIALS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo or a diffusers folder")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--work", type=Path, default=Path("build/search"))
     parser.add_argument("--only", action="append", help="a row, or all that contain this")
     options = parser.parse_args()
-    recipe = _recipe(options.model, options.steps)
+    recipe = recipe_for(options.model)
     chosen = [
         one
         for one in TRIALS
         if (not options.only or any(text in one.name for text in options.only))
         and (options.model == "demo" or not one.by_nncf)
     ]
-    print(f"{describe_machine()}; {options.prompts} prompts, {options.steps} steps\n")
+    asked = f"{recipe.evaluate.sqnr_prompts} prompts, {recipe.sampling.steps} steps"
+    print(f"{describe_machine()}; {asked}\n")
     print("| option | all calls | the first | the last |")
     print("|---|---|---|---|")
-    for row in _rows(recipe, chosen, options.prompts):
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-def _recipe(model: str, steps: int) -> Recipe:
-    name = "unet_int8" if model == "demo" else "sd21_base_int8"
-    return load_recipe(
-        shipped_folder("recipes") / f"{name}.yaml",
-        (f"sampling.steps={steps}", f"model={model}")
-        + (() if model == "demo" else ("calibrate.prompts=8", "calibrate.samples=64")),
-    )
-
-
-def _rows(recipe: Recipe, trials: Sequence[Trial], prompts: int) -> Iterator[list[str]]:
-    progress = TerminalProgress()
     traces: list[Trajectory] = []
-    for trial in trials:
-        changed = _changed(recipe, trial)
-        material = find_material(changed, progress)
-        with production_line(changed, OUTPUT, material, progress) as line:
-            traces = traces or traced(line, prompts)
-            unet = line.compressed_by("unet", changed.compress.unet).folder
-            figures = by_step(line, unet, traces)
-            ends = (figures.mean(), figures[0], figures[-1])
-            yield [trial.name, *(f"{value:.1f} dB" for value in ends)]
+    unets: dict[str, Path] = {}
+    for trial in chosen:
+        with opened_line(_changed(recipe, trial), options.work) as line:
+            traces = traces or traced(line)
+            unets[trial.name] = line.compressed_by("unet", line.recipe.compress.unet).folder
+            figures = sqnr_by_step(line, unets[trial.name], traces)
+        ends = (figures.mean(), figures[0], figures[-1])
+        print(f"| {trial.name} | {' | '.join(f'{one:.1f} dB' for one in ends)} |", flush=True)
+    first, *others = chosen
+    timed = [first, *(one for one in others if one.convert)]
+    with opened_line(recipe, options.work) as line:
+        seconds = call_seconds(line, {one.name: unets[one.name] for one in timed})
+    print("\nA call, in turn:")
+    for name, one in seconds.items():
+        print(f"- {name}: {one * 1e3:.1f} ms, x {one / seconds[first.name]:.3f}")
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:
@@ -120,28 +100,6 @@ def _changed(recipe: Recipe, trial: Trial) -> Recipe:
         )
     method = type(recipe.compress.unet).model_validate(trial.unet)
     return recipe.with_unet(method)
-
-
-def traced(line: Line, prompts: int) -> list[Trajectory]:
-    """The float32 model's own calls, on prompts of the evaluation."""
-    chosen = line.recipe.evaluate
-    pipeline = Variant(line.converted, "CPU", BASELINE_PRECISION, line.settings).open()
-    shots = (
-        Shot(replace(prompt, negative=chosen.negative_prompt), chosen.seed + index)
-        for index, prompt in enumerate(load_prompts(chosen.prompt_set, prompts, chosen.seed))
-    )
-    return [trace(pipeline, shot, line.settings) for shot in shots]
-
-
-def by_step(line: Line, unet: Path, traces: list[Trajectory]) -> np.ndarray[Any, Any]:
-    """SQNR in dB of a UNet's answers at each step, the mean over the trajectories."""
-    parts = {component: line.converted / component for component in COMPONENTS}
-    with tempfile.TemporaryDirectory(dir=line.store.scratch) as scratch:
-        folder = Path(scratch) / "candidate"
-        assemble(line.converted, parts | {"unet": unet}, folder)
-        pipeline = Variant(folder, "CPU", None, line.settings).open()
-        found = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
-    return np.array(np.mean(found, axis=0))
 
 
 if __name__ == "__main__":

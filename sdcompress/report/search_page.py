@@ -44,6 +44,7 @@ def _recipe_data(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
     data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["name"] = found_name(recipe)
     data["description"] = f"{recipe.description}; the UNet as `sdcompress search` found it"
+    data.pop("search", None)  # it has been done
     data["compress"]["unet"] = candidate.method.model_dump(mode="json", exclude_defaults=True)
     return data
 

@@ -21,6 +21,7 @@ from sdcompress.workflow import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
+FEW = ("evaluate.prompts=3", "evaluate.yardstick_prompts=0")
 ON_THE_DEMO = sorted(
     file.stem
     for file in shipped_folder("recipes").rglob("*.yaml")
@@ -45,7 +46,7 @@ def test_there_are_recipes_for_the_demo() -> None:
 @pytest.mark.parametrize("name", ON_THE_DEMO)
 def test_every_recipe_for_the_demo_runs(name: str, build_folder: Path, bundle: Path) -> None:
     del bundle  # it converted the model already
-    run = quantize(quick_recipe(name), build_folder / f"{name}_quick")
+    run = quantize(quick_recipe(name, *FEW), build_folder / f"{name}_quick")
     assert run.bundle is not None
     assert verify(run.bundle) == []
 
@@ -54,9 +55,8 @@ def test_a_large_model_is_worked_on_in_processes_of_their_own(
     build_folder: Path, bundle: Path, isolated: list[str]
 ) -> None:
     del bundle
-    fewer = ("sampling.steps=2", "calibrate.prompts=1", "calibrate.samples=2", "evaluate.prompts=2")
-    recipe = quick_recipe("unet_int8", *fewer, "compress={text_encoder: {method: int8}}",
-                          "evaluate.yardstick_prompts=0",
+    fewer = ("sampling.steps=2", "calibrate.prompts=1", "calibrate.samples=2")
+    recipe = quick_recipe("unet_int8", *FEW, *fewer, "compress={text_encoder: {method: int8}}",
                           "budgets={disk_ratio: 0.9}")  # fmt: skip
     assert quantize(recipe, build_folder / "isolated").bundle is not None
     assert isolated == [
@@ -81,10 +81,11 @@ def test_a_second_run_reuses_every_stage(build_folder: Path, bundle: Path) -> No
 def test_a_damaging_recipe_is_stopped_by_the_gate(build_folder: Path, bundle: Path) -> None:
     del bundle
     gate = "budgets={unet_sqnr_min_db: 30}"
-    careful = quick_recipe("weights_int8", gate)
+    careful = quick_recipe("weights_int8", *FEW, gate)
     assert quantize(careful, build_folder / "careful").bundle is not None
     damaging = quick_recipe(
         "weights_int8",
+        *FEW,
         "compress.unet={method: int4_weights, all_layers: true, convolutions: true, "
         "group_size: -1}",
         gate,
