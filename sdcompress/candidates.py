@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sdcompress.bundle import assemble
 from sdcompress.evaluate.comparing import changes
@@ -40,41 +41,36 @@ class Contest:
     judging: Judging
     survey: Survey
 
-    def ranked(self, proposals: Sequence[Proposal]) -> tuple[Candidate, ...]:
-        """All of them, in the order in which they should be tried.
+    def ranked(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """All of them, timed in turn, in the order in which they should be tried.
 
-        Those that keep to the search's limits come first, of these those whose pictures broke no
-        budget, then the least cost.
+        Those that keep to the search's limits come first, of these those that broke no budget, then
+        the least cost.
         """
         search = self.survey.recipe.search
-        folders = {
-            one.name: self.line.compressed_by("unet", one.method).folder for one in proposals
-        }
+        folders = {one.name: self._folder(one.method) for one in candidates}
         models = {name: folder / IR_NAME for name, folder in folders.items()}
         costs = self.survey.cost_of(models, "of every candidate")
         found = []
-        for one in proposals:
+        for one in candidates:
             timed = replace(
-                self._drawn(one),
+                one,
                 call_seconds=costs[one.name].seconds,
                 call_ratio=costs[one.name].seconds / costs[PLAIN].seconds,
                 stored_bytes=ir_bytes(folders[one.name]),
                 executed_bytes=sum(group.executed_bytes for group in costs[one.name].groups),
             )
             found.append(replace(timed, excess=tuple(excess(search, timed))))
-        marked = _with_front(found, search.objective)
-        return tuple(
-            sorted(
-                marked,
-                key=lambda one: (
-                    bool(one.excess),
-                    one.outcome == "failed",
-                    one.cost(search.objective),
-                ),
-            )
-        )
 
-    def _drawn(self, proposal: Proposal) -> Candidate:
+        def rank(one: Candidate) -> tuple[bool, bool, float]:
+            return bool(one.excess), one.outcome == "failed", one.cost(search.objective)
+
+        return tuple(sorted(_with_front(found, search.objective), key=rank))
+
+    def _folder(self, method: Method) -> Path:
+        return self.line.compressed_by("unet", method).folder
+
+    def drawn(self, proposal: Proposal) -> Candidate:
         """A candidate with what was expected of it, and what its pictures and its UNet tell."""
         choice, options = proposal.choice, self.survey.options
         recipe = self._recipe_of(proposal)

@@ -5,7 +5,7 @@ on the device. A solver chooses, the choices are built, drawn with and ranked, a
 and evaluated as any recipe is, on prompts that had no part in the search.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log10
 from pathlib import Path
@@ -105,23 +105,28 @@ def search(
 def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
     """Measures, chooses, builds, draws and ranks."""
     survey = Survey(recipe, line, judging)
-    own = Proposal(OWN, recipe.compress.unet)
-    found = []
-    for number, choice in enumerate(_choices(survey), start=1):
+    contest, choices = Contest(line, judging, survey), _choices(survey)
+    found = [contest.drawn(Proposal(OWN, recipe.compress.unet))]
+
+    def fails(place: int) -> bool:
+        choice = choices[place]
         method = as_method(choice, survey.groups, recipe.search.variants) or Fp16(method=PLAIN)
-        found.append(Proposal(f"choice {number}", method, choice))
+        found.append(contest.drawn(Proposal(f"choice {len(found)}", method, choice)))
+        return found[-1].outcome == "failed"
+
+    close_in(len(choices), recipe.search.candidates, fails)
     return Hunt(
         survey.groups,
         dict(survey.sensitivities),
         dict(survey.costs),
         survey.options,
-        Contest(line, judging, survey).ranked([own, *found]),
+        contest.ranked(found),
         processor_brand(),
     )
 
 
 def _choices(survey: Survey) -> list[Choice]:
-    """Some of the solver's, from the cheapest on, evenly over what it offers."""
+    """The solver's, from the cheapest on."""
     wanted, progress = survey.recipe.search, survey.line.progress
     options, limits = survey.options, survey.limits()
     with progress.stage("solve", f"least {wanted.objective}") as advance:
@@ -138,14 +143,24 @@ def _choices(survey: Survey) -> list[Choice]:
             f"recipe {survey.recipe.name}: by {wanted.objective}, none of search.variants costs "
             "less than 16 bits in any group: choose another search.objective, or other variants"
         )
-    places = {round(one) for one in _evenly(len(found), wanted.candidates)}
-    return [found[place] for place in sorted(places)]
+    return found
 
 
-def _evenly(count: int, wanted: int) -> Iterator[float]:
-    """Places from the first to the last of `count`."""
-    for part in range(wanted):
-        yield part * (count - 1) / max(1, wanted - 1)
+def close_in(count: int, most: int, fails: Callable[[int], bool]) -> None:
+    """Tries the first of so many places, then halves the rest for the first that does not fail.
+
+    What is left of `most` tries goes evenly to the places behind it, which may be needed should it
+    fail later on.
+    """
+    low, high = -1, count
+    tried: list[int] = []
+    while len(tried) < most and high - low > 1:
+        tried.append((low + high) // 2 if tried else 0)
+        low, high = (tried[-1], high) if fails(tried[-1]) else (low, tried[-1])
+    behind = [place for place in range(high + 1, count) if place not in tried]
+    left = min(most - len(tried), len(behind))
+    for part in range(left):
+        fails(behind[(part + 1) * len(behind) // left - 1])
 
 
 def _confirmed(

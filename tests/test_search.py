@@ -29,6 +29,7 @@ from sdcompress.search.sensitivity import (
 from sdcompress.search.solver import Limits, Option, ladder, solve, total
 from sdcompress.search.switchboard import Switchboard, compressed_layers
 from sdcompress.search.writing import as_method
+from sdcompress.searching import close_in
 from sdcompress.splitting import split_skips
 
 VARIANTS = {"w8a8": Int8(method="int8"), "weights8": Int8Weights(method="int8_weights")}
@@ -221,6 +222,41 @@ def test_what_was_measured_is_held_against_the_limits() -> None:
         "0.62 instead of search.latency_ratio_max 0.6",
         "9 instead of search.size_mb_max 8.5",
     ]
+
+
+@pytest.mark.parametrize(
+    ("passing", "tried"),
+    [
+        (0, [0, 8, 16, 24]),  # the cheapest passes: others, in case that it fails later on
+        (10, [0, 12, 6, 9]),
+        (25, [0, 12, 18, 21]),
+    ],
+)
+def test_tries_close_in_on_the_first_that_does_not_fail(passing: int, tried: list[int]) -> None:
+    seen: list[int] = []
+
+    def fails(place: int) -> bool:
+        seen.append(place)
+        return place < passing
+
+    close_in(25, 4, fails)
+    assert seen == tried
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("most", range(1, 9))
+def test_no_place_is_tried_twice(count: int, most: int) -> None:
+    for passing in range(count + 1):
+        seen: list[int] = []
+
+        def fails(place: int, seen: list[int] = seen, passing: int = passing) -> bool:
+            seen.append(place)
+            return place < passing
+
+        close_in(count, most, fails)
+        assert len(seen) == len(set(seen)) <= min(count, most)
+        if most >= count and passing < count:
+            assert passing in seen
 
 
 def options_of(random: np.random.Generator, groups: int, variants: int) -> list[Option]:
