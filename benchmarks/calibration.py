@@ -84,13 +84,15 @@ def main() -> None:
             figures = sqnr_by_step(line, unets[trial.name], traces)
         ends = (figures.mean(), figures[0], figures[-1])
         print(f"| {trial.name} | {' | '.join(f'{one:.1f} dB' for one in ends)} |", flush=True)
-    first, *others = chosen
-    timed = [first, *(one for one in others if one.convert)]
+    first = TRIALS[0].name
+    timed = [one.name for one in chosen if one.convert]
+    if first not in unets or not timed:
+        return
     with opened_line(recipe, options.work) as line:
-        seconds = call_seconds(line, {one.name: unets[one.name] for one in timed})
+        seconds = call_seconds(line, {name: unets[name] for name in (first, *timed)})
     print("\nA call, in turn:")
     for name, one in seconds.items():
-        print(f"- {name}: {one * 1e3:.1f} ms, x {one / seconds[first.name]:.3f}")
+        print(f"- {name}: {one * 1e3:.1f} ms, x {one / seconds[first]:.3f}")
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:

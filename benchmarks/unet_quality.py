@@ -1,9 +1,9 @@
 """UNets of one model held against its float32 one: what calibration.py and search.py share."""
 
+import gc
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from preflight import REDUCED
 
 from sdcompress.bundle import assemble
 from sdcompress.calibrate import ModelInputs
-from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
+from sdcompress.evaluate.pictures import BASELINE_PRECISION, Variant
 from sdcompress.evaluate.sqnr import Trajectory, trace, unet_sqnr
 from sdcompress.ir import IR_NAME
 from sdcompress.line import Line, find_material
@@ -23,6 +23,7 @@ from sdcompress.prompts import load_prompts
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.search.cost import measure_costs
 from sdcompress.shipped import shipped_folder
+from sdcompress.trial import shots_of
 
 Array = np.ndarray[Any, Any]
 
@@ -49,11 +50,7 @@ def traced(line: Line) -> list[Trajectory]:
     chosen = line.recipe.evaluate
     pipeline = Variant(line.converted, "CPU", BASELINE_PRECISION, line.settings).open()
     prompts = load_prompts(chosen.prompt_set, chosen.sqnr_prompts, chosen.seed)
-    shots = (
-        Shot(replace(prompt, negative=chosen.negative_prompt), chosen.seed + index)
-        for index, prompt in enumerate(prompts)
-    )
-    return [trace(pipeline, shot, line.settings) for shot in shots]
+    return [trace(pipeline, shot, line.settings) for shot in shots_of(prompts, chosen)]
 
 
 def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
@@ -64,6 +61,8 @@ def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
         assemble(line.converted, parts | {"unet": unet}, folder)
         pipeline = Variant(folder, "CPU", None, line.settings).open()
         found = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
+        del pipeline
+        gc.collect()  # unmaps the files, which Windows cannot delete while they are open
     return np.array(np.mean(found, axis=0))
 
 

@@ -15,7 +15,7 @@ from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.judging import Judging
 from sdcompress.line import Line
 from sdcompress.methods import PLAIN, Method
-from sdcompress.recipe import Recipe, Search
+from sdcompress.recipe import Recipe
 from sdcompress.report.comparison import dominates
 from sdcompress.search.records import Candidate
 from sdcompress.search.solver import Choice, total
@@ -58,9 +58,10 @@ class Contest:
                 call_seconds=costs[one.name].seconds,
                 call_ratio=costs[one.name].seconds / costs[PLAIN].seconds,
                 stored_bytes=ir_bytes(folders[one.name]),
-                executed_bytes=sum(group.executed_bytes for group in costs[one.name].groups),
+                executed_bytes=costs[one.name].executed_bytes,
             )
-            found.append(replace(timed, excess=tuple(excess(search, timed))))
+            over = excess(self.survey.recipe, timed, self.survey.file_bytes)
+            found.append(replace(timed, excess=tuple(over)))
 
         def rank(one: Candidate) -> tuple[bool, bool, float]:
             return bool(one.excess), one.outcome == "failed", one.cost(search.objective)
@@ -117,17 +118,20 @@ class Contest:
         return {metric.name: change for metric, change in told}, sqnr
 
 
-def excess(search: Search, candidate: Candidate) -> Iterator[str]:
-    """Which limits of the search a candidate does not keep to, as measured."""
-    measured = {
-        "latency_ratio_max": candidate.call_ratio,
-        "size_mb_max": candidate.stored_bytes / 1e6,
-        "memory_mb_max": candidate.executed_bytes / 1e6,
-    }
-    for name, value in measured.items():
-        limit = getattr(search, name)
+def excess(recipe: Recipe, candidate: Candidate, file_bytes: int) -> Iterator[str]:
+    """Which limits of the search, or of the file, a candidate does not keep to, as measured.
+
+    `file_bytes` are those of the baseline's UNet.
+    """
+    limits, ratio = recipe.search, candidate.stored_bytes / file_bytes
+    for name, limit, value in (
+        ("search.latency_ratio_max", limits.latency_ratio_max, candidate.call_ratio),
+        ("search.size_mb_max", limits.size_mb_max, candidate.stored_bytes / 1e6),
+        ("search.memory_mb_max", limits.memory_mb_max, candidate.executed_bytes / 1e6),
+        ("budgets.unet_bytes_ratio", recipe.budgets.unet_bytes_ratio, ratio),
+    ):
         if limit is not None and value > limit:
-            yield f"{value:.4g} instead of search.{name} {limit:g}"
+            yield f"{value:.4g} instead of {name} {limit:g}"
 
 
 def _with_front(candidates: Sequence[Candidate], objective: str) -> Iterator[Candidate]:

@@ -16,7 +16,7 @@ from sdcompress.methods import (
 from sdcompress.recipe import Recipe
 
 _STATISTIC_BYTES = 11.1  # an item's statistics, a channel that a layer reads or returns
-_BESIDE_UNET = tuple(component for component in COMPONENTS if component != "unet")
+BESIDE_UNET = tuple(component for component in COMPONENTS if component != "unet")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class DiskUse:
         total = self._baseline_bytes(skipped) + self._statistics_bytes(skipped, methods)
         if "compress" not in skipped:
             total += sum(self._packed_bytes("unet", one) for one in methods)
-            total += search.candidates * mixture + self._made_bytes(_BESIDE_UNET)
+            total += search.candidates * mixture + self._made_bytes(BESIDE_UNET)
         if not {"draw", "bundle"} <= set(skipped):
-            total += mixture + self._copied_bytes(_BESIDE_UNET)
+            total += mixture + self._copied_bytes(BESIDE_UNET)
         return total
 
     def converted_bytes(self, component: str) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sdcompress.activations import PROBES, worth_comparing
 from sdcompress.architecture import Architecture
-from sdcompress.disk import DiskUse
+from sdcompress.disk import BESIDE_UNET, DiskUse
 from sdcompress.evaluate.layer_errors import WATCHED_BYTES
 from sdcompress.methods import COMPONENTS, Method, Mixed, Plain, made_for, most_of
 from sdcompress.outlook import Estimate, StageEstimate
@@ -61,7 +61,6 @@ _COMPRESS_SECONDS_PARAMETER = {
 # Groups of a Stable Diffusion UNet's layers, and how many of them decide on content.
 _GROUPS = {"block": 53, "part": 110, "layer": 314}
 _CONTENT_SHARE = 0.4
-_BESIDE_UNET = tuple(component for component in COMPONENTS if component != "unet")
 
 
 def estimate(
@@ -133,7 +132,7 @@ class _Work:
         yield self._recording()
         yield from self._made("unet", methods)
         yield self._mixing("unet", len(search.variants), search.candidates)
-        yield from self._compressions(_BESIDE_UNET)
+        yield from self._compressions(BESIDE_UNET)
         for name, variant in search.variants.items():
             yield self._sensitivity(name, variant)
         yield self._costs()

@@ -7,7 +7,6 @@ and evaluated as any recipe is, on prompts that had no part in the search.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import log10
 from pathlib import Path
 
 from sdcompress.bundle import publish, require_replaceable
@@ -16,33 +15,23 @@ from sdcompress.errors import InputError, QualityGateFailed, QualityUndecided
 from sdcompress.evaluate.checker import speaks_of_scenes
 from sdcompress.judging import Judging, find_judging
 from sdcompress.line import Line, find_material
-from sdcompress.methods import COMPONENTS, PLAIN, Fp16
+from sdcompress.methods import COMPONENTS, PLAIN
 from sdcompress.opening import look_ahead, production_line
-from sdcompress.preflight import estimate_search
+from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate_search
 from sdcompress.processor import processor_brand
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, load_prompts
 from sdcompress.recipe import Recipe
-from sdcompress.report.search_page import (
-    RECIPE_FILE,
-    found_name,
-    found_recipe,
-    write_recipe,
-    write_search,
-)
+from sdcompress.report.search_page import FIGURES, PAGE, write_search
 from sdcompress.search.records import Candidate, Hunt
-from sdcompress.search.solver import Choice, ladder
-from sdcompress.search.writing import as_method
+from sdcompress.search.sensitivity import decibels
+from sdcompress.search.solver import Choice, Limits, ladder, solve
+from sdcompress.search.writing import RECIPE_FILE, as_method, found_recipe, write_recipe
 from sdcompress.survey import Survey
 from sdcompress.verdict import Run
 from sdcompress.workflow import quantize
 
 OWN = "as the recipe says"
-_LEAST_NOISE = 1e-12
-_STAGES = (
-    "convert", "calibrate", "ranges", "compress", "sensitivity", "cost",
-    "draw", "sqnr", "layers", "measure",
-)  # fmt: skip
 _Refusal = QualityGateFailed | QualityUndecided
 
 
@@ -67,15 +56,16 @@ def search(
 ) -> Found:
     """Looks for a compression of the UNet within the recipe's budgets, as its `search` says.
 
-    Builds and evaluates what it finds as the recipe <name>_search, in a folder beside `output`, by
-    default build/<recipe name>-search, where it then writes search.html, search.json and that
-    recipe. What is measured is kept and not measured again. Raises PreflightError as `quantize`
-    does, InputError when no choice keeps to the limits, and QualityGateFailed or QualityUndecided
-    when none of the candidates passes the full evaluation; `output` then has no recipe.
+    Writes search.html, search.json and the recipe that was found, <recipe name>_search, to
+    `output`, by default build/<recipe name>-search; its bundle goes to a folder beside it, called
+    so with -bundle behind. What is measured is kept and not measured again; `fresh` measures all
+    anew but the evaluation of what was found. Raises PreflightError as `quantize` does, InputError
+    when no choice keeps to the limits, and QualityGateFailed or QualityUndecided when none of the
+    candidates passes; `output` then has no recipe.
     """
     shown = progress or SilentProgress()
     target = Path(output or Path("build") / f"{recipe.name}-search").resolve()
-    bundle = _bundle_folder(recipe, target)
+    bundle = _bundle_folder(target)
     staged = _staged(recipe)
     material = find_material(staged, shown)
     prompts = _prompts(staged)
@@ -84,22 +74,38 @@ def search(
         look_ahead(
             line,
             target,
-            set(_STAGES) - _finished(recipe, line),
+            {*STAGES, *SEARCH_STAGES} - _finished(recipe, line),
             refuse=not ignore_preflight,
             expect=lambda _, *known: estimate_search(recipe, *known),
         )
         hunt = _hunt(recipe, line, _with_prompts(judging, prompts))
-        result = line.store.scratch / "result"
-        result.mkdir()
-        write_search(result, recipe, hunt)
+        page = _Page(recipe, hunt, line.store.scratch / "result", target)
+        page.publish("The candidates are yet to be evaluated.")
         try:
             chosen, run = _confirmed(recipe, hunt, bundle, shown, ignore_preflight=ignore_preflight)
-        except (QualityGateFailed, QualityUndecided):
-            publish(result, target)
-            raise
-        write_recipe(recipe, chosen, result / RECIPE_FILE)
-        publish(result, target)
+        except (QualityGateFailed, QualityUndecided) as refusal:
+            page.publish("No candidate passed.")
+            raise type(refusal)(f"{refusal}\nAll figures are in {target / PAGE}") from None
+        page.publish(f"{chosen.name} passed the gate.", chosen)
     return Found(target, hunt, chosen, target / RECIPE_FILE, run)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What `folder` tells of a search; it is put together in `scratch`."""
+
+    recipe: Recipe
+    hunt: Hunt
+    scratch: Path
+    folder: Path
+
+    def publish(self, verdict: str, chosen: Candidate | None = None) -> None:
+        """Replaces what lies there, by a page that says how it stands, with the recipe found."""
+        self.scratch.mkdir()
+        write_search(self.scratch, self.recipe, self.hunt, verdict)
+        if chosen:
+            write_recipe(self.recipe, chosen, self.scratch / RECIPE_FILE)
+        publish(self.scratch, self.folder)
 
 
 def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
@@ -108,13 +114,13 @@ def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
     contest, choices = Contest(line, judging, survey), _choices(survey)
     found = [contest.drawn(Proposal(OWN, recipe.compress.unet))]
 
-    def fails(place: int) -> bool:
+    def attempt(place: int) -> bool:
         choice = choices[place]
-        method = as_method(choice, survey.groups, recipe.search.variants) or Fp16(method=PLAIN)
+        method = as_method(choice, survey.groups, recipe.search.variants)
         found.append(contest.drawn(Proposal(f"choice {len(found)}", method, choice)))
-        return found[-1].outcome == "failed"
+        return found[-1].outcome != "failed"
 
-    close_in(len(choices), recipe.search.candidates, fails)
+    close_in(len(choices), recipe.search.candidates, attempt)
     return Hunt(
         survey.groups,
         dict(survey.sensitivities),
@@ -128,15 +134,12 @@ def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
 def _choices(survey: Survey) -> list[Choice]:
     """The solver's, from the cheapest on."""
     wanted, progress = survey.recipe.search, survey.line.progress
-    options, limits = survey.options, survey.limits()
+    limits = survey.limits()
+    if solve(survey.exact_options, wanted.objective, limits) is None:
+        raise InputError(_out_of_reach(survey, limits))
     with progress.stage("solve", f"least {wanted.objective}") as advance:
-        found = list(ladder(options, wanted.objective, limits))
+        found = list(ladder(survey.options, wanted.objective, limits))
         advance(1, 1)
-    if not found:
-        raise InputError(
-            f"recipe {survey.recipe.name}: no choice of search.variants keeps to the limits of "
-            "its search section: raise them, or add variants"
-        )
     found = [one for one in found if set(one.values()) != {PLAIN}]
     if not found:
         raise InputError(
@@ -146,31 +149,56 @@ def _choices(survey: Survey) -> list[Choice]:
     return found
 
 
-def close_in(count: int, most: int, fails: Callable[[int], bool]) -> None:
-    """Tries the first of so many places, then halves the rest for the first that does not fail.
+def _out_of_reach(survey: Survey, limits: Limits) -> str:
+    """Which limits cannot be kept, each by itself, and what could be."""
+    scales = {"seconds": 1.0, "stored_bytes": 1e-6, "executed_bytes": 1e-6}
+    rows = []
+    for name, scale in scales.items():
+        limit = getattr(limits, name)
+        least = sum(
+            min(getattr(one, name) for one in survey.exact_options if one.group == group.name)
+            for group in survey.groups
+        )
+        if limit is not None:
+            rows.append(
+                f"{name}: {limit * scale:.4g} are left for groups, {least * scale:.4g} at least"
+            )
+    return (
+        f"recipe {survey.recipe.name}: no choice of search.variants keeps to the limits of its "
+        f"search section and of budgets.unet_bytes_ratio ({'; '.join(rows)}; MB and seconds of a "
+        "call): raise them, or add variants"
+    )
 
-    What is left of `most` tries goes evenly to the places behind it, which may be needed should it
-    fail later on.
+
+def close_in(count: int, most: int, attempt: Callable[[int], bool]) -> None:
+    """Tries the first of so many places, then halves the rest for the first that succeeds.
+
+    The last of `most` tries, and what else is left of them, go evenly to places behind it, the last
+    one among them, for what succeeds here may fail later on.
     """
     low, high = -1, count
     tried: list[int] = []
-    while len(tried) < most and high - low > 1:
+    while len(tried) < max(1, most - 1) and high - low > 1:
         tried.append((low + high) // 2 if tried else 0)
-        low, high = (tried[-1], high) if fails(tried[-1]) else (low, tried[-1])
-    behind = [place for place in range(high + 1, count) if place not in tried]
+        low, high = (low, tried[-1]) if attempt(tried[-1]) else (tried[-1], high)
+    start = high if high < count else low
+    behind = [place for place in range(start + 1, count) if place not in tried]
     left = min(most - len(tried), len(behind))
     for part in range(left):
-        fails(behind[(part + 1) * len(behind) // left - 1])
+        attempt(behind[(part + 1) * len(behind) // left - 1])
 
 
 def _confirmed(
     recipe: Recipe, hunt: Hunt, bundle: Path, progress: Progress, *, ignore_preflight: bool
 ) -> tuple[Candidate, Run]:
-    """Tries the solver's candidates in their order on the held-out prompts, until one passes."""
+    """Tries the solver's candidates in their order on the held-out prompts, until one passes.
+
+    Of those that broke budgets in the search only the last, where no other is left.
+    """
+    within = [one for one in hunt.candidates if one.choice and not one.excess]
+    promising = [one for one in within if one.outcome != "failed"]
     refusals: list[tuple[Candidate, _Refusal]] = []
-    for candidate in hunt.candidates:
-        if candidate.choice is None or candidate.excess:
-            continue
+    for candidate in promising or within[-1:]:
         progress.notice(f"evaluating {candidate.name} on prompts that had no part in the search")
         try:
             run = quantize(
@@ -188,32 +216,33 @@ def _confirmed(
 
 
 def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _Refusal:
-    """What the candidates were refused for, and which groups are behind the most careful's errors.
-
-    Where more pictures could decide, that is what is told.
-    """
-    over = [f"  {one.name}: {', '.join(one.excess)}" for one in hunt.candidates if one.excess]
+    """What the last one was refused for, whose report is left, and which groups are behind it."""
+    others = [
+        f"  {one.name}: {'; '.join(one.excess or ['broke budgets on the prompts of the search'])}"
+        for one in hunt.candidates
+        if one.choice and one.name not in {tried.name for tried, _ in refusals}
+    ]
     if not refusals:
         return QualityGateFailed(
-            "no candidate keeps to the limits of the search, as measured:\n"
-            + "\n".join(over)
+            "no candidate keeps to the limits, as measured:\n"
+            + "\n".join(others)
             + "\nAsk for a little less than you need, for groups do not add up exactly, or add "
             "search.variants"
         )
-    undecided = [one for one in refusals if isinstance(one[1], QualityUndecided)]
-    careful, refusal = min(undecided or refusals, key=lambda one: one[0].expected_noise or 0.0)
+    last, refusal = refusals[-1]
     rows = [
-        f"  {one.group:<32} as {one.variant:<10} "
-        f"{10 * -log10(max(one.noise, _LEAST_NOISE)):>6.1f} dB   content {one.content:.4f}"
-        for one in hunt.offenders(careful)
+        f"  {one.group:<32} as {one.variant:<10} {decibels(one.noise):>6.1f} dB"
+        f"   content {one.content:.4f}"
+        for one in hunt.offenders(last)
     ]
     message = [
-        f"none of {len(refusals)} candidates passes the gate. {careful.name}:",
+        f"no candidate passes the gate; the last that was evaluated, {last.name}:",
         str(refusal),
         "Groups that add most to its error (SQNR expected with one alone; CLIP's view of it):",
         *rows,
-        *(["Not evaluated, for they exceed limits of the search:", *over] if over else []),
-        "Ask for more search.candidates, add gentler search.variants, or widen the budgets",
+        *(["Not evaluated:", *others] if others else []),
+        "For pictures, ask for more search.candidates or add gentler search.variants; for bytes or "
+        "time, add stronger ones",
     ]
     return type(refusal)("\n".join(message))
 
@@ -229,22 +258,20 @@ def _finished(recipe: Recipe, line: Line) -> set[str]:
     return done | ({"compress"} if all(line.store.has("compress", key) for key in keys) else set())
 
 
-def _bundle_folder(recipe: Recipe, target: Path) -> Path:
+def _bundle_folder(target: Path) -> Path:
     """Where the bundle of what is found goes. Raises InputError for what cannot be written."""
-    bundle = target.with_name(found_name(recipe))
-    if bundle == target:
-        raise InputError(f"{target} is where the bundle goes; choose another --output")
-    if target == Path.cwd():
-        raise InputError(f"{target} is the current folder; choose a new one with --output")
+    if not target.name or target == Path.cwd():
+        raise InputError(f"{target} is the current or the topmost folder; choose another --output")
     if target.is_file():
         raise InputError(f"{target} is a file; --output must be a folder")
-    known = {"search.html", "search.json", RECIPE_FILE}
+    known = {PAGE, FIGURES, RECIPE_FILE}
     foreign = {one.name for one in target.iterdir()} - known if target.is_dir() else ()
     if foreign:
         raise InputError(
             f"{target} holds {min(foreign)}, which a search did not write and would delete; "
             "choose another --output"
         )
+    bundle = target.with_name(f"{target.name}-bundle")
     require_replaceable(bundle)
     return bundle
 

@@ -21,7 +21,12 @@ from sdcompress.runtime.schedulers.levels import noise_levels
 from sdcompress.search.calls import Call, Guidance, pick_calls
 from sdcompress.search.cost import ModelCost, measure_costs
 from sdcompress.search.groups import Group, group_layers
-from sdcompress.search.sensitivity import Experiment, Sensitivity, measure_sensitivity
+from sdcompress.search.sensitivity import (
+    OVERFLOWED,
+    Experiment,
+    Sensitivity,
+    measure_sensitivity,
+)
 from sdcompress.search.solver import Limits, Option
 from sdcompress.search.switchboard import compressed_layers
 from sdcompress.store import key_of
@@ -55,7 +60,7 @@ class Survey:
         if idle:
             raise InputError(
                 f"recipe {self.recipe.name}: search.variants.{min(idle)} changes no layer of the "
-                "UNet: leave it out, or widen its ignored scope"
+                "UNet: leave it out, or ignore fewer layers"
             )
         return found
 
@@ -88,11 +93,7 @@ class Survey:
             baseline=self.line.converted,
             variant=self.variants[variant],
             device=recipe.device,
-            groups=tuple(
-                one
-                for one in self.groups
-                if any(variant in self._layers[layer] for layer in one.layers)
-            ),
+            groups=tuple(one for one in self.groups if variant in self._changing(one)),
             calls=self._calls,
             guidance=Guidance(settings.guidance_scale, prediction_type),
             shots=shots_of(self.judging.prompts, recipe.evaluate)[: options.trajectories],
@@ -170,39 +171,63 @@ class Survey:
         )
 
     @cached_property
+    def exact_options(self) -> tuple[Option, ...]:
+        """Every group in 16 bits and as each variant that changes it, as if none erred."""
+        return tuple(
+            Option(
+                group.name,
+                variant,
+                0.0,
+                0.0,
+                cost.seconds,
+                cost.stored_bytes,
+                cost.executed_bytes,
+            )
+            for group in self.groups
+            for variant in (PLAIN, *self._changing(group))
+            if (cost := self.costs[variant].of(group.name))
+        )
+
+    def _changing(self, group: Group) -> list[str]:
+        """The variants that change any of a group's layers."""
+        found = set().union(*(self._layers[layer] for layer in group.layers))
+        return [variant for variant in self.variants if variant in found]
+
+    @cached_property
     def options(self) -> tuple[Option, ...]:
-        """Every group as each variant that changes it, and in 16 bits."""
+        """The same with the errors to expect, without what overflows."""
         return tuple(self._options())
 
     def _options(self) -> Iterator[Option]:
-        for group in self.groups:
-            for variant in (PLAIN, *self.variants):
-                noise, content = 0.0, 0.0
-                if variant != PLAIN:
-                    sensitivity = self.sensitivities[variant]
-                    if sensitivity.of(group.name) is None:
-                        continue
-                    noise, content = sensitivity.expected(group.name)
-                cost = self.costs[variant].of(group.name)
-                yield Option(
-                    group.name,
-                    variant,
-                    noise,
-                    content,
-                    cost.seconds,
-                    cost.stored_bytes,
-                    cost.executed_bytes,
-                )
+        for one in self.exact_options:
+            if one.variant == PLAIN:
+                yield one
+                continue
+            noise, content = self.sensitivities[one.variant].expected(one.group)
+            if noise < OVERFLOWED:
+                yield replace(one, noise=noise, content=content)
 
     def limits(self) -> Limits:
-        """What the recipe's limits leave to the groups."""
-        wanted = self.recipe.search
+        """What the limits of the search and the budget of the file leave to the groups."""
+        wanted, ratio = self.recipe.search, self.recipe.budgets.unet_bytes_ratio
+        files = [wanted.size_mb_max and wanted.size_mb_max * 1e6, ratio and ratio * self.file_bytes]
+        least = min((one for one in files if one is not None), default=None)
         return Limits(
             seconds=wanted.latency_ratio_max and self._seconds_allowed(wanted.latency_ratio_max),
-            stored_bytes=wanted.size_mb_max
-            and max(0.0, wanted.size_mb_max * 1e6 - self._other_bytes()),
-            executed_bytes=wanted.memory_mb_max and wanted.memory_mb_max * 1e6,
+            stored_bytes=least and max(0.0, least - self._other_bytes()),
+            executed_bytes=wanted.memory_mb_max
+            and max(0.0, wanted.memory_mb_max * 1e6 - self._other_memory()),
         )
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the baseline's UNet on disk."""
+        return ir_bytes(self.baseline.parent)
+
+    def _other_memory(self) -> float:
+        """What the device keeps of weights that are in no group."""
+        plain = self.costs[PLAIN]
+        return plain.executed_bytes - sum(one.executed_bytes for one in plain.groups)
 
     def _seconds_allowed(self, ratio: float) -> float:
         """What groups may take so that a whole call takes so much of one in 16 bits."""

@@ -45,7 +45,11 @@ def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
                   help="Change one recipe value; may be repeated.")  # fmt: skip
     @click.option("--device", help="OpenVINO device, instead of the recipe's.  [default: CPU]")
     @click.option("--fresh", is_flag=True, help="Build every stage anew, reuse nothing.")
-    @click.option("--output", type=FOLDER, help="Where to write.  [default: build/RECIPE-NAME]")
+    @click.option(
+        "--output",
+        type=FOLDER,
+        help="Where to write.  [default: a folder in build/ named after the recipe]",
+    )
     @functools.wraps(command)
     def loading(
         recipe: str, model: str | None, overrides: tuple[str, ...], device: str | None, **rest: Any

@@ -22,7 +22,9 @@ def search(recipe: "Recipe", **options: Any) -> None:
     the device; what the solver chooses is built, drawn with and ranked, and the best is made and
     evaluated like any recipe, on prompts that had no part in the search. Writes the recipe that was
     found, a page with heat maps and the Pareto front, and all figures as JSON to --output, by
-    default build/RECIPE-NAME-search. A killed search goes on where it was.
+    default build/RECIPE-NAME-search, and the bundle beside it, build/RECIPE-NAME-search-bundle. A
+    killed search goes on where it was; --fresh measures all anew but the last evaluation. Exits
+    with 3 when no candidate passes, with 4 when more pictures would have to decide.
 
     \b
     Examples:

@@ -3,11 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from math import log10
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sdcompress.evaluate.records import Estimate
 from sdcompress.recipe import Recipe
@@ -15,50 +12,19 @@ from sdcompress.report.charts import front_chart, heat_map
 from sdcompress.report.comparison import dominates
 from sdcompress.report.html import render_page
 from sdcompress.search.records import Candidate, Hunt
-from sdcompress.search.sensitivity import WHOLE, Sensitivity
+from sdcompress.search.sensitivity import WHOLE, Sensitivity, decibels
 from sdcompress.store import write_record
 
-RECIPE_FILE = "recipe.search.yaml"
+PAGE, FIGURES = "search.html", "search.json"
 _UNITS = {"latency": ("ms a call", 1e3), "size": ("MB", 1e-6), "memory": ("MB in memory", 1e-6)}
-_LEAST = 1e-10
 _COMPOSED = 1  # the column that is too long for a terminal
 
 
-def write_search(folder: Path, recipe: Recipe, hunt: Hunt) -> None:
-    """Writes search.json and search.html."""
-    write_record(folder / "search.json", dict[str, Any], _document(recipe, hunt))
-    (folder / "search.html").write_text(render_search(recipe, hunt), encoding="utf-8")
-
-
-def found_name(recipe: Recipe) -> str:
-    """What a recipe that is found from this one is called; names have 64 letters at most."""
-    return f"{recipe.name[:57]}_search"
-
-
-def found_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
-    """The recipe that builds a candidate."""
-    return type(recipe).model_validate(_recipe_data(recipe, candidate))
-
-
-def _recipe_data(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
-    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    data["name"] = found_name(recipe)
-    data["description"] = f"{recipe.description}; the UNet as `sdcompress search` found it"
-    data.pop("search", None)  # it has been done
-    data["compress"]["unet"] = candidate.method.model_dump(mode="json", exclude_defaults=True)
-    return data
-
-
-def write_recipe(recipe: Recipe, candidate: Candidate, file: Path) -> None:
-    """Writes the recipe that builds a candidate."""
-    head = (
-        f"# Found by `sdcompress search` from the recipe {recipe.name}: {candidate.name}.\n"
-        "# Patterns are looked for in the names of layers; the first that is found decides.\n"
-        "#\n"
-        f"#     sdcompress quantize {file.name}\n"
-    )
-    body = yaml.safe_dump(_recipe_data(recipe, candidate), sort_keys=False, width=100)
-    file.write_text(head + body, encoding="utf-8")
+def write_search(folder: Path, recipe: Recipe, hunt: Hunt, verdict: str) -> None:
+    """Writes search.json and search.html; `verdict` is what became of the candidates, in a line."""
+    document = _document(recipe, hunt) | {"verdict": verdict}
+    write_record(folder / FIGURES, dict[str, Any], document)
+    (folder / PAGE).write_text(render_search(recipe, hunt, verdict), encoding="utf-8")
 
 
 def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
@@ -103,7 +69,7 @@ def describe_candidates(hunt: Hunt) -> Iterator[str]:
         yield "  ".join(padded).rstrip()
 
 
-def render_search(recipe: Recipe, hunt: Hunt) -> str:
+def render_search(recipe: Recipe, hunt: Hunt, verdict: str) -> str:
     """Turns what was found into a page."""
     objective = recipe.search.objective
     label, scale = _UNITS[objective]
@@ -111,6 +77,7 @@ def render_search(recipe: Recipe, hunt: Hunt) -> str:
         "search.html.j2",
         name=recipe.name,
         objective=objective,
+        verdict=verdict,
         processor=hunt.processor,
         samples=hunt.candidates[0].samples,
         candidate_rows=list(candidate_rows(hunt)),
@@ -152,10 +119,8 @@ def _composition(candidate: Candidate) -> str:
 
 
 def _standing(candidate: Candidate) -> str:
-    """What the recipe's budgets of pictures and the search's limits say."""
-    if candidate.excess:
-        return "; ".join(candidate.excess)
-    return candidate.outcome or "-"
+    """What the budgets that were judged say, and the limits."""
+    return "; ".join([candidate.outcome or "-", *candidate.excess])
 
 
 def _interval(estimate: Estimate) -> str:
@@ -181,12 +146,8 @@ def _heat_map(variant: str, sensitivity: Sensitivity) -> str:
         f"SQNR of the prediction with one group as {variant}",
         [one.group for one in rows],
         [str(timestep) for timestep in sensitivity.timesteps],
-        [[_db(share) for share in one.noise] for one in rows],
+        [[decibels(share) for share in one.noise] for one in rows],
     )
-
-
-def _db(share: float) -> float:
-    return -10 * log10(max(share, _LEAST))
 
 
 def _group_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
@@ -195,7 +156,7 @@ def _group_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
         yield (
             one.group,
             one.variant,
-            f"{_db(one.noise):.1f} dB" if one.noise else "-",
+            f"{decibels(one.noise):.1f} dB" if one.noise else "-",
             f"{one.content:.4f}" if one.content else "-",
             f"{one.seconds * 1e3:.2f} ms",
             f"{one.stored_bytes / 1e3:.0f} kB",
@@ -211,7 +172,7 @@ def _drawn_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
             yield (
                 name,
                 one.group,
-                f"{_db(calls[one.group]):.1f} dB",
-                f"{_db(one.noise):.1f} dB",
+                f"{decibels(calls[one.group]):.1f} dB",
+                f"{decibels(one.noise):.1f} dB",
                 f"{one.content:.4f}",
             )

@@ -18,6 +18,7 @@ from sdcompress.precision import Layer, layers_of
 from sdcompress.progress import Advance
 from sdcompress.runtime.device import Target, compile_model, opened_model
 from sdcompress.search.groups import Group
+from sdcompress.splitting import FIRST
 
 ROUNDS = 2
 # So many inferences are timed, and more of a small model, for so many seconds.
@@ -38,9 +39,10 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """A model: seconds of a whole call, and its groups."""
+    """A model: seconds of a whole call, bytes of all weights as executed, and its groups."""
 
     seconds: float
+    executed_bytes: float
     groups: tuple[GroupCost, ...]
 
     def of(self, group: str) -> GroupCost:
@@ -73,7 +75,7 @@ def _quicker(one: ModelCost, other: ModelCost) -> ModelCost:
     """The least of both, for the whole and for each group."""
     pairs = zip(one.groups, other.groups, strict=True)
     groups = (replace(a, seconds=min(a.seconds, b.seconds)) for a, b in pairs)
-    return ModelCost(min(one.seconds, other.seconds), tuple(groups))
+    return ModelCost(min(one.seconds, other.seconds), one.executed_bytes, tuple(groups))
 
 
 def _measured(
@@ -81,7 +83,8 @@ def _measured(
 ) -> ModelCost:
     target = Target(device, None, profiling=True)
     with opened_model(target, xml) as model:
-        layers = layers_of(model)
+        # Those of the first token read the weights of the others.
+        layers = [one for one in layers_of(model) if not one.name.endswith(FIRST)]
         model.reshape({name: list(shape) for name, shape in shapes.items()})
         compiled = compile_model(target, model, "unet")
     del model
@@ -90,8 +93,11 @@ def _measured(
     for layer in layers:
         if (group := owners.of(layer.name)) is not None:
             stored[group] += layer.parameters * _STORED_BITS[layer.precision.split()[0]] / 8
+    whole = 0.0
     for group, kept in _executed_bytes(compiled, layers, owners):
-        executed[group] += kept
+        whole += kept
+        if group is not None:
+            executed[group] += kept
     call_seconds = _call_seconds(compiled)
     inferences = max(_CALLS, min(_MOST_CALLS, round(_SECONDS / call_seconds)))
     for name, least in least_seconds(compiled, inferences).items():
@@ -99,6 +105,7 @@ def _measured(
             seconds[group] += least
     return ModelCost(
         call_seconds,
+        whole,
         tuple(
             GroupCost(name, seconds[name], stored[name], executed[name]) for name in owners.names
         ),
@@ -131,8 +138,8 @@ class _Owners:
 
 def _executed_bytes(
     compiled: ov.CompiledModel, layers: Sequence[Layer], owners: _Owners
-) -> Iterator[tuple[str, float]]:
-    """What the device keeps of each module's weights; nothing where it does not tell.
+) -> Iterator[tuple[str | None, float]]:
+    """What the device keeps of each module's weights, and of which group; nothing if it won't tell.
 
     An executed layer may bear the name of the bias that is fused with it, so it is looked up by its
     module. Parts of a layer that was split share their module's weights.
@@ -140,11 +147,11 @@ def _executed_bytes(
     parameters: Counter[str] = Counter()
     for layer in layers:
         parameters[_module(layer.name)] += layer.parameters
-    bits: dict[tuple[str, str], list[int]] = {}
+    bits: dict[tuple[str | None, str], list[int]] = {}
     for executed in layers_of_compiled(compiled):
-        if executed.weights and (group := owners.of(executed.name)) is not None:
-            module = _module(executed.name)
-            bits.setdefault((group, module), []).append(_BITS[executed.weights])
+        if executed.weights:
+            place = owners.of(executed.name), _module(executed.name)
+            bits.setdefault(place, []).append(_BITS[executed.weights])
     for (group, module), found in bits.items():
         yield group, parameters[module] * sum(found) / len(found) / 8
 

@@ -60,5 +60,5 @@ class Hunt:
     def offenders(self, candidate: Candidate, most: int = 5) -> list[Option]:
         """The groups that add most to a candidate's expected noise, the worst first."""
         chosen = candidate.choice or {}
-        used = [one for one in self.options if chosen.get(one.group) == one.variant]
+        used = [one for one in self.options if one.noise and chosen.get(one.group) == one.variant]
         return sorted(used, key=lambda one: -one.noise)[:most]

@@ -10,17 +10,19 @@ which tell how a group's error grows on the way to the picture.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import log10
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sdcompress.evaluate.clip_score import ClipEyes, ClipScorer
+from sdcompress.evaluate.clip_similarity import clip_similarities
 from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
 from sdcompress.evaluate.sqnr import denoise_shot
 from sdcompress.ir import IR_NAME
 from sdcompress.progress import Advance
-from sdcompress.runtime import Settings
+from sdcompress.runtime import NotFiniteError, Settings
 from sdcompress.search.calls import Call, Guidance
 from sdcompress.search.groups import CONTENT_KINDS, Group
 from sdcompress.search.switchboard import Switchboard
@@ -29,7 +31,8 @@ from sdcompress.store import read_record, write_record
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 WHOLE = "all groups"
-_WORST = 1e6  # what overflowed counts so much, for a solver cannot add infinities
+OVERFLOWED = 1e6
+"""The noise of what overflows, which is no option; nothing else has so much."""
 _MOST_LOSS = 2.0  # of opposite embeddings
 
 
@@ -76,13 +79,14 @@ class Sensitivity:
         """Noise and content loss to expect at the end of a trajectory with the group alone.
 
         Of groups that were not drawn with, what one call says, grown as those of the others did.
+        Only groups that decide on content have a loss of it.
         """
-        for one in self.drawn:
-            if one.group == group:
-                return one.noise, one.content
         error = self.of(group)
         if error is None:
             return 0.0, 0.0
+        for one in self.drawn:
+            if one.group == group:
+                return one.noise, 0.0 if error.content is None else one.content
         single = [one for one in self.drawn if one.group != WHOLE]
         pairs = [(known, one) for one in single if (known := self.of(one.group))]
         noise = _growth([(known.mean_noise, one.noise) for known, one in pairs])
@@ -175,15 +179,21 @@ class _Meter:
         )
         if not shows_content:
             return GroupError(name, noise)
-        (content,) = content_loss(self._expected_look, self._look(answers))
+        try:
+            (content,) = content_loss(self._expected_look, self._look(answers))
+        except NotFiniteError:
+            content = _MOST_LOSS
         return GroupError(name, noise, content)
 
     def of_pictures(self, name: str) -> DrawnError:
         switched = self._switched(name)
-        latents = np.concatenate([self._draw(shot, switched) for shot in self._plan.shots])
+        try:
+            latents = np.concatenate([self._draw(shot, switched) for shot in self._plan.shots])
+            content = content_loss(self._expected_pictures, self._embed(latents))
+        except NotFiniteError:
+            return DrawnError(name, OVERFLOWED, _MOST_LOSS)
         pairs = zip(self._expected_latents, latents, strict=True)
         noise = [noise_share(before, after) for before, after in pairs]
-        content = content_loss(self._expected_pictures, self._embed(latents))
         return DrawnError(name, float(np.mean(noise)), float(np.mean(content)))
 
     def _switched(self, name: str) -> Collection[str]:
@@ -232,11 +242,14 @@ def noise_share(reference: Array, value: Array) -> float:
     """The power of the difference by that of the reference, 10^(-SQNR/10), and no more than 1e6."""
     noise = np.square(reference - value, dtype=np.float64).sum()
     share = noise / np.square(reference, dtype=np.float64).sum()
-    return float(np.nan_to_num(share, nan=_WORST).clip(max=_WORST))
+    return float(np.nan_to_num(share, nan=OVERFLOWED).clip(max=OVERFLOWED))
+
+
+def decibels(share: float) -> float:
+    """The SQNR of a share of noise, 100 dB at most."""
+    return -10 * log10(max(share, 1e-10))
 
 
 def content_loss(before: Array, after: Array) -> tuple[float, ...]:
     """One minus the cosine of embeddings, pair by pair; both float [n, d]."""
-    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-    losses = 1 - (before * after).sum(1) / norms
-    return tuple(float(one) for one in np.nan_to_num(losses.clip(min=0.0), nan=_MOST_LOSS))
+    return tuple(float(1 - one) for one in clip_similarities(before, after))

@@ -55,7 +55,8 @@ def total(options: Sequence[Option], choice: Mapping[str, str], field: str) -> f
 def solve(options: Sequence[Option], objective: str, limits: Limits) -> Choice | None:
     """The choice with the least cost within the limits; None if there is none.
 
-    `objective` is one of `OBJECTIVES`. Of choices that cost the same, one with less error is taken.
+    `objective` is one of `OBJECTIVES`. Where another variant of a group costs no more and errs
+    less, that is taken.
     """
     field = OBJECTIVES[objective]
     limited = {name for name, limit in vars(limits).items() if limit is not None}

@@ -1,17 +1,25 @@
-"""Writes a choice as a recipe's `compress` section, in patterns that a reader can check."""
+"""Writes a choice as a recipe, in patterns that a reader can check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sdcompress.methods import PLAIN, Mixed, Plain
+from sdcompress.recipe import Recipe
 from sdcompress.search.groups import KINDS, Group, pattern_of
+from sdcompress.search.records import Candidate
 from sdcompress.search.solver import Choice
+
+RECIPE_FILE = "recipe.search.yaml"
 
 
 def as_method(
     choice: Choice, groups: Sequence[Group], variants: Mapping[str, Plain]
-) -> Mixed | Plain | None:
-    """The method that gives each group its variant; None for 16 bits throughout.
+) -> Mixed | Plain:
+    """The method that gives each group its variant, which is not 16 bits throughout.
 
     What most layers are goes without patterns; a kind that is all alike needs one. Groups that are
     not in the choice have nothing to choose.
@@ -31,7 +39,7 @@ def as_method(
             layers[pattern_of(kind, [""] if everywhere else places)] = name
     layers = {pattern: name for pattern, name in layers.items() if name != otherwise}
     if not layers:
-        return variants.get(otherwise)
+        return variants[otherwise]
     used = {*layers.values(), otherwise} - {PLAIN}
     return Mixed(
         method="mixed",
@@ -39,3 +47,36 @@ def as_method(
         layers=layers,
         otherwise=otherwise,
     )
+
+
+def found_name(recipe: Recipe) -> str:
+    """What a recipe that is found from this one is called; names have 64 letters at most."""
+    return f"{recipe.name[:57]}_search"
+
+
+def found_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
+    """The recipe that builds a candidate."""
+    return type(recipe).model_validate(_recipe_data(recipe, candidate))
+
+
+def _recipe_data(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data["name"] = found_name(recipe)
+    data["description"] = "; ".join(
+        filter(None, [recipe.description, "the UNet as `sdcompress search` found it"])
+    )
+    data.pop("search", None)  # it has been done
+    data["compress"]["unet"] = candidate.method.model_dump(mode="json", exclude_defaults=True)
+    return data
+
+
+def write_recipe(recipe: Recipe, candidate: Candidate, file: Path) -> None:
+    """Writes the recipe that builds a candidate."""
+    head = (
+        f"# Found by `sdcompress search` from the recipe {recipe.name}: {candidate.name}.\n"
+        "# Patterns are looked for in the names of layers; the first that is found decides.\n"
+        "#\n"
+        f"#     sdcompress quantize {file.name}\n"
+    )
+    body = yaml.safe_dump(_recipe_data(recipe, candidate), sort_keys=False, width=100)
+    file.write_text(head + body, encoding="utf-8")

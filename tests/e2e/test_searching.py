@@ -69,6 +69,7 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     assert {one["name"] for one in told["candidates"]} == {"as the recipe says", "choice 1"}
     assert set(told["sensitivity"]) == {"w8a8", "weights4"}
     page = (found.folder / "search.html").read_text()
+    assert f"{found.chosen.name} passed the gate." in page
     assert page.count("<svg") == 4  # two fronts, two heat maps
 
 
@@ -126,9 +127,12 @@ def test_when_nothing_passes_it_says_what_stands_in_the_way(
 ) -> None:
     del found  # measured on the way
     strict = reduced("budgets={ssim_min: 0.9999}", "name=found_strict")
-    with pytest.raises(QualityGateFailed, match="none of 1 candidates passes the gate") as refusal:
+    with pytest.raises(
+        QualityGateFailed, match="no candidate passes the gate; the last"
+    ) as refusal:
         search(strict, build_folder / "found_strict-search")
     assert "ssim_min" in str(refusal.value)
+    assert "found_strict-search/search.html" in refusal.value.args[0].replace("\\", "/")
     assert re.search(r"\w+ +as (w8a8|weights4) +\d+\.\d dB", str(refusal.value))
     kept = sorted(one.name for one in (build_folder / "found_strict-search").iterdir())
     assert kept == ["search.html", "search.json"]
@@ -149,17 +153,17 @@ def test_settings_that_make_no_sense_are_faults_of_the_recipe(override: str, mes
 
 def test_what_it_cannot_do_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of search\.variants is calibrated"):
-        search(quick_recipe("unet_int8", "search.variants={w: {method: int8_weights}}"))
+        weights = quick_recipe("unet_int8", "search.variants={w: {method: int8_weights}}")
+        search(weights, tmp_path / "found")
     with pytest.raises(InputError, match=r"asks for 400 calls, but \d+ are recorded"):
-        search(reduced("search.timesteps=400"))
-    with pytest.raises(InputError, match="is where the bundle goes"):
-        search(reduced(), tmp_path / "found_small_search")
-    with pytest.raises(InputError, match="is the current folder"):
-        search(reduced(), ".")
+        search(reduced("search.timesteps=400"), tmp_path / "found")
+    for folder in (".", Path.cwd().anchor):
+        with pytest.raises(InputError, match="is the current or the topmost folder"):
+            search(reduced(), folder)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match=r"holds mine\.txt, which a search did not write"):
         search(reduced(), tmp_path)
     with pytest.raises(InputError, match="which sdcompress did not write"):
-        (tmp_path / "found_small_search").mkdir()
-        (tmp_path / "found_small_search" / "mine.txt").write_text("precious")
+        (tmp_path / "found-bundle").mkdir()
+        (tmp_path / "found-bundle" / "mine.txt").write_text("precious")
         search(reduced(), tmp_path / "found")
