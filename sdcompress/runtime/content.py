@@ -5,6 +5,8 @@ from math import prod
 
 import openvino as ov
 
+from sdcompress.runtime.unpacking import packed_weights
+
 # Fitted to Stable Diffusion 2.1, W8A8; docs/performance.md has the measurements.
 _GRAPH_OF_ANOTHER_RUN = 0.61
 
@@ -55,4 +57,7 @@ def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
         for output in node.outputs():
             if output.partial_shape.is_static:
                 largest = max(largest, float_bytes * prod(output.shape))
+    for _, stored in packed_weights(model):
+        more_bits = 8 * float_bytes - stored.get_element_type().bitwidth
+        weights += prod(stored.output(0).shape) * more_bits // 8
     return Content(weights, largest, graph_bytes)
