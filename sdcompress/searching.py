@@ -13,6 +13,7 @@ from sdcompress.bundle import publish, require_replaceable
 from sdcompress.candidates import Contest, Proposal
 from sdcompress.errors import InputError, QualityGateFailed, QualityUndecided
 from sdcompress.evaluate.checker import speaks_of_scenes
+from sdcompress.isolation import run_isolated
 from sdcompress.judging import Judging, find_judging
 from sdcompress.line import Line, find_material
 from sdcompress.methods import COMPONENTS, PLAIN
@@ -138,8 +139,8 @@ def _choices(survey: Survey) -> list[Choice]:
     if solve(survey.exact_options, wanted.objective, limits) is None:
         raise InputError(_out_of_reach(survey, limits))
     with progress.stage("solve", f"least {wanted.objective}") as advance:
-        found = list(ladder(survey.options, wanted.objective, limits))
-        advance(1, 1)
+        # Apart, for the solver prints.
+        found = run_isolated(ladder, survey.options, wanted.objective, limits, on_progress=advance)
     found = [one for one in found if set(one.values()) != {PLAIN}]
     if not found:
         raise InputError(

@@ -303,7 +303,9 @@ def test_no_choice_within_the_limits_costs_less(seed: int, objective: str) -> No
 
 def test_the_ladder_goes_from_the_cheapest_to_the_most_exact() -> None:
     options = options_of(np.random.default_rng(3), groups=6, variants=3)
-    rungs = list(ladder(options, "latency", Limits()))
+    told: list[tuple[int, int]] = []
+    rungs = ladder(options, "latency", Limits(), lambda *step: told.append(step))
+    assert told == [(step, 24) for step in range(1, 25)]
     seconds = [total(options, one, "seconds") for one in rungs]
     noise = [total(options, one, "noise") for one in rungs]
     assert len(rungs) > 3

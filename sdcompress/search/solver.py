@@ -4,14 +4,18 @@ Errors of groups are taken to add up, as independent noise does. That is an assu
 solver finds is built and drawn with before anything is believed of it.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from sdcompress.progress import Advance
+
 Choice = dict[str, str]
 """Group to variant."""
+
+_RUNGS = 24
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,22 @@ def _beaten(one: Option, options: Sequence[Option], figures: Collection[str]) ->
 
 
 def ladder(
-    options: Sequence[Option], objective: str, limits: Limits, rungs: int = 24
-) -> Iterator[Choice]:
+    options: Sequence[Option], objective: str, limits: Limits, advance: Advance
+) -> list[Choice]:
     """Choices for ever smaller shares of the error that the cheapest choice has, each once.
 
-    Both errors are allowed the same share. The first is the cheapest choice of all.
+    Both errors are allowed the same share. The first is the cheapest choice of all; there is none
+    where nothing keeps to the limits.
     """
     cheapest = solve(options, objective, limits)
     if cheapest is None:
-        return
-    seen = []
+        return []
+    found = [cheapest]
     noise, content = (total(options, cheapest, field) for field in ("noise", "content"))
-    for share in (1.0, *np.geomspace(1.0, 0.01, rungs)[1:], 0.0):
+    for rung, share in enumerate((*np.geomspace(1.0, 0.01, _RUNGS)[1:], 0.0), 1):
         allowed = Limits(**{**vars(limits), "noise": noise * share, "content": content * share})
-        choice = cheapest if share == 1.0 else solve(options, objective, allowed)
-        if choice is not None and choice not in seen:
-            seen.append(choice)
-            yield choice
+        choice = solve(options, objective, allowed)
+        if choice is not None and choice not in found:
+            found.append(choice)
+        advance(rung, _RUNGS)
+    return found

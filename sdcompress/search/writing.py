@@ -49,7 +49,7 @@ def as_method(
     )
 
 
-def found_name(recipe: Recipe) -> str:
+def _found_name(recipe: Recipe) -> str:
     """What a recipe that is found from this one is called; names have 64 letters at most."""
     return f"{recipe.name[:57]}_search"
 
@@ -61,7 +61,7 @@ def found_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
 
 def _recipe_data(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
     data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    data["name"] = found_name(recipe)
+    data["name"] = _found_name(recipe)
     data["description"] = "; ".join(
         filter(None, [recipe.description, "the UNet as `sdcompress search` found it"])
     )
