@@ -402,7 +402,7 @@ def test_a_run_that_does_not_fit_says_what_is_missing(
         require_room(replace(expected, disk_bytes=1e18), tmp_path)
 
 
-@pytest.mark.parametrize("command", ["quantize", "calibrate", "evaluate"])
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "evaluate", "search"])
 def test_commands_refuse_with_exit_code_2(
     command: str, build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,7 +418,8 @@ def test_commands_refuse_with_exit_code_2(
     assert result.exit_code == 2
     assert "--ignore-preflight" in result.output
     assert "peak memory" in result.output
-    assert ("compress" in result.output) == (command == "quantize")
+    assert ("compress" in result.output) == (command in ("quantize", "search"))
+    assert ("sensitivity" in result.output) == (command == "search")
     assert not target.exists()
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from sdcompress.line import find_material
 from sdcompress.methods import Mixed
 from sdcompress.opening import production_line
 from sdcompress.precision import layers_of
-from sdcompress.progress import SilentProgress
+from sdcompress.progress import Advance, SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.runtime.manifest import sha256_of
 from sdcompress.searching import Found, search
@@ -73,11 +75,33 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     assert page.count("<svg") == 4  # two fronts, two heat maps
 
 
-def test_measured_anew_it_finds_the_same(found: Found, build_folder: Path) -> None:
-    for kept in (build_folder / ".sdcompress").glob("sensitivity-*"):
+class Stopped(SilentProgress):
+    """Stops a search at the third group."""
+
+    @contextmanager
+    def stage(self, name: str, detail: str) -> Iterator[Advance]:
+        def advance(done: int, total: int) -> None:
+            del total
+            if name == "sensitivity" and done == 3:
+                raise KeyboardInterrupt
+
+        with super().stage(name, detail):
+            yield advance
+
+
+def test_stopped_and_measured_anew_it_finds_the_same(found: Found, build_folder: Path) -> None:
+    store = build_folder / ".sdcompress"
+    for kept in store.glob("sensitivity-*"):
         shutil.rmtree(kept)
+    with pytest.raises(KeyboardInterrupt):
+        search(reduced(), build_folder / "found_small-search", progress=Stopped())
+    measured = {one.name: one.stat().st_mtime_ns for one in store.rglob("calls-*.json")}
+    assert sorted(measured) == [f"calls-{index:04d}.json" for index in range(3)]
     again = search(reduced(), build_folder / "found_small-search")
     assert again.chosen.choice == found.chosen.choice
+    (entry,) = (one.parent for one in store.rglob("calls-0000.json")
+                if one.stat().st_mtime_ns == measured[one.name])  # fmt: skip
+    assert {name: (entry / name).stat().st_mtime_ns for name in measured} == measured
 
 
 def test_its_patterns_find_the_same_layers_in_a_fine_tune(found: Found, tmp_path: Path) -> None:
