@@ -9,7 +9,6 @@ What is shown is the UNet asked for both branches of guidance in one batch, with
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +143,7 @@ def quickest_profile(compiled: ov.CompiledModel) -> list[Any]:
 
     Of three inferences the quickest counts, so that other load shows as little as possible.
     """
-    return min(profiles(compiled, 3), key=lambda run: sum(_seconds(one) for one in run))
-
-
-def least_seconds(compiled: ov.CompiledModel, inferences: int) -> dict[str, float]:
-    """The least time of each executed operation over some inferences, by its name."""
-    found: dict[str, float] = {}
-    for run in profiles(compiled, inferences):
-        for one in run:
-            found[one.node_name] = min(found.get(one.node_name, inf), _seconds(one))
-    return found
+    return min(profiles(compiled, 3), key=lambda run: sum(seconds_of(one) for one in run))
 
 
 def profiles(compiled: ov.CompiledModel, inferences: int) -> list[list[Any]]:
@@ -179,7 +169,8 @@ def noise_for(compiled: ov.CompiledModel) -> dict[Any, Any]:
     return inputs
 
 
-def _seconds(one: Any) -> float:
+def seconds_of(one: Any) -> float:
+    """What an executed operation took, of a request's profiling information."""
     return float(one.real_time.total_seconds())
 
 

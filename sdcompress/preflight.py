@@ -160,7 +160,7 @@ class _Work:
         """Every UNet is compiled twice: the variants, the candidates, and before both 16 bits."""
         search = self.recipe.search
         timed = 2 * (1 + len(search.variants) + 2 + search.candidates)
-        seconds = timed * (_COMPILE_SECONDS + 13 * self._step_seconds("native"))
+        seconds = timed * (_COMPILE_SECONDS + 12 * self._step_seconds("native"))
         return StageEstimate("cost", f"{timed} models", seconds, *self._drawing_memory())
 
     def _trial_pictures(self) -> StageEstimate:

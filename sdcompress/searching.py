@@ -192,14 +192,14 @@ def close_in(count: int, most: int, attempt: Callable[[int], bool]) -> None:
 def _confirmed(
     recipe: Recipe, hunt: Hunt, bundle: Path, progress: Progress, *, ignore_preflight: bool
 ) -> tuple[Candidate, Run]:
-    """Tries the solver's candidates in their order on the held-out prompts, until one passes.
+    """Tries candidates in their order on the held-out prompts, until one passes.
 
-    Of those that broke budgets in the search only the last, where no other is left.
+    Of those that broke budgets in the search only the solver's last, where no other is left.
     """
-    within = [one for one in hunt.candidates if one.choice and not one.excess]
+    within = [one for one in hunt.candidates if not one.excess]
     promising = [one for one in within if one.outcome != "failed"]
     refusals: list[tuple[Candidate, _Refusal]] = []
-    for candidate in promising or within[-1:]:
+    for candidate in promising or [one for one in within if one.choice][-1:]:
         progress.notice(f"evaluating {candidate.name} on prompts that had no part in the search")
         try:
             run = quantize(
@@ -221,7 +221,7 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
     others = [
         f"  {one.name}: {'; '.join(one.excess or ['broke budgets on the prompts of the search'])}"
         for one in hunt.candidates
-        if one.choice and one.name not in {tried.name for tried, _ in refusals}
+        if one.name not in {tried.name for tried, _ in refusals}
     ]
     if not refusals:
         return QualityGateFailed(
@@ -236,10 +236,14 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
         f"   content {one.content:.4f}"
         for one in hunt.offenders(last)
     ]
+    if rows:
+        head = (
+            "Groups that add most to its error (SQNR expected with one alone; CLIP's view of it):"
+        )
+        rows.insert(0, head)
     message = [
         f"no candidate passes the gate; the last that was evaluated, {last.name}:",
         str(refusal),
-        "Groups that add most to its error (SQNR expected with one alone; CLIP's view of it):",
         *rows,
         *(["Not evaluated:", *others] if others else []),
         "For pictures, ask for more search.candidates or add gentler search.variants; for bytes or "

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,18 @@ import openvino as ov
 import pytest
 from conftest import quick_recipe
 
+from sdcompress import searching
 from sdcompress.candidates import excess
+from sdcompress.errors import QualityGateFailed
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
 from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
 from sdcompress.precision import layers_of
+from sdcompress.progress import SilentProgress
 from sdcompress.search.calls import Guidance, pick_calls
 from sdcompress.search.cost import measure_costs
 from sdcompress.search.groups import Group, group_layers
-from sdcompress.search.records import Candidate
+from sdcompress.search.records import Candidate, Hunt
 from sdcompress.search.sensitivity import (
     OVERFLOWED,
     DrawnError,
@@ -175,7 +179,7 @@ def test_costs_are_of_the_groups_own_layers(
     models = {"fp16": baseline / "unet" / IR_NAME, "w8a8": bundle / "unet" / IR_NAME}
     told: list[tuple[int, int]] = []
     costs = measure_costs(models, groups, shapes, "CPU", lambda *done: told.append(done))
-    assert told[-1] == (4, 4)
+    assert told[-1] == (16, 16)
     sizes = {layer.name: layer.parameters for layer in layers_of(models["fp16"])}
     for group in groups:
         plain, compressed = (costs[name].of(group.name) for name in models)
@@ -232,6 +236,60 @@ def test_what_was_measured_is_held_against_the_limits() -> None:
         "9 instead of search.size_mb_max 8.5",
         "0.5 instead of budgets.unet_bytes_ratio 0.4",
     ]
+
+
+def hunted(*candidates: Candidate) -> Hunt:
+    noise = Option("mid_block resnet", "w8a8", 0.01, 0.002, 1, 1, 1)
+    return Hunt((), {}, {}, (noise,), candidates, "")
+
+
+CHOICE = {"mid_block resnet": "w8a8"}
+OWN = Candidate("as the recipe says", VARIANTS["w8a8"], {}, 2, None)
+LIGHT = replace(OWN, name="choice 1", choice=CHOICE)
+LARGE = replace(LIGHT, name="choice 2", excess=("9 instead of search.size_mb_max 8",))
+WORSE = replace(LIGHT, name="choice 3", outcome="failed")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "passing", "evaluated", "message"),
+    [
+        ((LIGHT, OWN), {"choice 1"}, ["choice 1"], None),
+        ((OWN, LIGHT), {"choice 1", OWN.name}, [OWN.name], None),
+        ((OWN, LIGHT), {"choice 1"}, [OWN.name, "choice 1"], None),
+        ((LIGHT, WORSE, LARGE), set(), ["choice 1"], "mid_block resnet .*as w8a8 .*20.0 dB"),
+        ((replace(OWN, outcome="failed"), WORSE), set(), ["choice 3"], "the last .*choice 3"),
+        ((LARGE,), set(), [], "no candidate keeps to the limits"),
+    ],
+)
+def test_candidates_are_evaluated_in_their_order_until_one_passes(
+    candidates: tuple[Candidate, ...],
+    passing: set[str],
+    evaluated: list[str],
+    message: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    def quantize(*_: object, **__: object) -> str:
+        if seen[-1] not in passing:
+            raise QualityGateFailed("clip_score_drop")
+        return "run"
+
+    class Noting(SilentProgress):
+        def notice(self, message: str) -> None:
+            if name := re.match("evaluating (.*) on prompts", message):
+                seen.append(name[1])
+
+    monkeypatch.setattr(searching, "quantize", quantize)
+    outcome = nullcontext() if message is None else pytest.raises(QualityGateFailed, match=message)
+    with outcome:
+        recipe = quick_recipe("unet_int8")
+        chosen, run = searching._confirmed(
+            recipe, hunted(*candidates), tmp_path, Noting(), ignore_preflight=False
+        )
+        assert (chosen.name, run) == (evaluated[-1], "run")
+    assert seen == evaluated
 
 
 @pytest.mark.parametrize(

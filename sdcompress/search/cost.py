@@ -9,20 +9,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import openvino as ov
 
-from sdcompress.executed import layers_of_compiled, least_seconds, noise_for
+from sdcompress.executed import layers_of_compiled, noise_for, seconds_of
+from sdcompress.ir import xml_bytes
 from sdcompress.precision import Layer, layers_of
 from sdcompress.progress import Advance
 from sdcompress.runtime.device import Target, compile_model, opened_model
 from sdcompress.search.groups import Group
 from sdcompress.splitting import FIRST
 
-ROUNDS = 2
-# So many inferences are timed, and more of a small model, for so many seconds.
-_CALLS, _MOST_CALLS, _SECONDS = 4, 100, 0.7
+# Small models stay compiled for more rounds: their calls are over before a machine changes speed.
+_ROUNDS, _ROUNDS_OF_SMALL, _SMALL_BYTES = 2, 8, 300_000_000
+# So many inferences are timed in a round, and more of a small model, for so many seconds.
+_CALLS, _MOST_CALLS, _SECONDS = 8, 100, 0.4
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "u8": 8, "i4": 4, "u4": 4}
 _STORED_BITS = {"fp32": 16, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}  # saving halves fp32
 
@@ -61,12 +64,18 @@ def measure_costs(
 
     Floating-point layers run in the precision that the device picks by itself.
     """
+    small = sum(xml_bytes(xml) for xml in models.values()) < _SMALL_BYTES
+    total = (_ROUNDS_OF_SMALL if small else _ROUNDS) * len(models)
     found: dict[str, ModelCost] = {}
-    total = ROUNDS * len(models)
+    kept: dict[str, _Profiled] = {}
     for number in range(total):
         name = list(models)[number % len(models)]
-        cost = _measured(models[name], groups, shapes, device)
+        profiled = kept.get(name) or _Profiled(models[name], groups, shapes, device)
+        if small:
+            kept[name] = profiled
+        cost = profiled.cost()
         found[name] = _quicker(found[name], cost) if name in found else cost
+        del profiled  # a large one's memory, before the next is compiled
         on_model(number + 1, total)
     return found
 
@@ -78,50 +87,62 @@ def _quicker(one: ModelCost, other: ModelCost) -> ModelCost:
     return ModelCost(min(one.seconds, other.seconds), one.executed_bytes, tuple(groups))
 
 
-def _measured(
-    xml: Path, groups: Sequence[Group], shapes: Mapping[str, Sequence[int]], device: str
-) -> ModelCost:
-    target = Target(device, None, profiling=True)
-    with opened_model(target, xml) as model:
-        # Those of the first token read the weights of the others.
-        layers = [one for one in layers_of(model) if not one.name.endswith(FIRST)]
-        model.reshape({name: list(shape) for name, shape in shapes.items()})
-        compiled = compile_model(target, model, "unet")
-    del model
-    owners = _Owners(groups)
-    seconds, stored, executed = (dict.fromkeys(owners.names, 0.0) for _ in range(3))
-    for layer in layers:
-        if (group := owners.of(layer.name)) is not None:
-            stored[group] += layer.parameters * _STORED_BITS[layer.precision.split()[0]] / 8
-    whole = 0.0
-    for group, kept in _executed_bytes(compiled, layers, owners):
-        whole += kept
-        if group is not None:
-            executed[group] += kept
-    call_seconds = _call_seconds(compiled)
-    inferences = max(_CALLS, min(_MOST_CALLS, round(_SECONDS / call_seconds)))
-    for name, least in least_seconds(compiled, inferences).items():
-        if (group := owners.of(name)) is not None:
-            seconds[group] += least
-    return ModelCost(
-        call_seconds,
-        whole,
-        tuple(
-            GroupCost(name, seconds[name], stored[name], executed[name]) for name in owners.names
-        ),
-    )
+class _Profiled:
+    """A model that was compiled for inputs of these shapes."""
+
+    def __init__(
+        self,
+        xml: Path,
+        groups: Sequence[Group],
+        shapes: Mapping[str, Sequence[int]],
+        device: str,
+    ) -> None:
+        target = Target(device, None, profiling=True)
+        with opened_model(target, xml) as model:
+            # Those of the first token read the weights of the others.
+            layers = [one for one in layers_of(model) if not one.name.endswith(FIRST)]
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._compiled = compile_model(target, model, "unet")
+        self._owners = _Owners(groups)
+        self._stored, self._executed = (dict.fromkeys(self._owners.names, 0.0) for _ in range(2))
+        for layer in layers:
+            if (group := self._owners.of(layer.name)) is not None:
+                bits = _STORED_BITS[layer.precision.split()[0]]
+                self._stored[group] += layer.parameters * bits / 8
+        self._all_executed = 0.0
+        for group, kept in _executed_bytes(self._compiled, layers, self._owners):
+            self._all_executed += kept
+            if group is not None:
+                self._executed[group] += kept
+
+    def cost(self) -> ModelCost:
+        """With the least time of some calls, and of each operation in them."""
+        call, operations = _least_seconds(self._compiled)
+        seconds = dict.fromkeys(self._owners.names, 0.0)
+        for name, least in operations.items():
+            if (group := self._owners.of(name)) is not None:
+                seconds[group] += least
+        groups = (
+            GroupCost(name, seconds[name], self._stored[name], self._executed[name])
+            for name in self._owners.names
+        )
+        return ModelCost(call, self._all_executed, tuple(groups))
 
 
-def _call_seconds(compiled: ov.CompiledModel) -> float:
-    """The quickest of some calls."""
+def _least_seconds(compiled: ov.CompiledModel) -> tuple[float, dict[str, float]]:
+    """Of a call, and of each executed operation by its name."""
     request, inputs = compiled.create_infer_request(), noise_for(compiled)
     request.infer(inputs)  # the first one also unpacks and allocates
-    seconds: list[float] = []
-    while len(seconds) < _CALLS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_CALLS):
+    calls: list[float] = []
+    operations: dict[str, float] = {}
+    while len(calls) < _CALLS or (sum(calls) < _SECONDS and len(calls) < _MOST_CALLS):
         start = time.perf_counter()
         request.infer(inputs)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        calls.append(time.perf_counter() - start)
+        for one in request.profiling_info:
+            name = one.node_name
+            operations[name] = min(operations.get(name, inf), seconds_of(one))
+    return min(calls), operations
 
 
 class _Owners:
