@@ -5,7 +5,7 @@ on the device. A solver chooses, the choices are built, drawn with and ranked, a
 and evaluated as any recipe is, on prompts that had no part in the search.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,9 +138,15 @@ def _choices(survey: Survey) -> list[Choice]:
     limits = survey.limits()
     if solve(survey.exact_options, wanted.objective, limits) is None:
         raise InputError(_out_of_reach(survey, limits))
+    options = survey.options
     with progress.stage("solve", f"least {wanted.objective}") as advance:
         # Apart, for the solver prints.
-        found = run_isolated(ladder, survey.options, wanted.objective, limits, on_progress=advance)
+        found = run_isolated(ladder, options, wanted.objective, limits, on_progress=advance)
+    if not found or {one.variant for one in options} == {PLAIN}:
+        raise InputError(
+            f"recipe {survey.recipe.name}: of search.variants, all that keeps to the limits "
+            "overflows: add gentler ones, or raise the limits"
+        )
     found = [one for one in found if set(one.values()) != {PLAIN}]
     if not found:
         raise InputError(
@@ -194,12 +200,14 @@ def _confirmed(
 ) -> tuple[Candidate, Run]:
     """Tries candidates in their order on the held-out prompts, until one passes.
 
-    Of those that broke budgets in the search only the solver's last, where no other is left.
+    Of those that broke budgets in the search only the last, the solver's if there is one, where no
+    other is left.
     """
-    within = [one for one in hunt.candidates if not one.excess]
+    within = [one for one in hunt.candidates if not one.excess and one.method.method != PLAIN]
     promising = [one for one in within if one.outcome != "failed"]
+    last = ([one for one in within if one.choice] or within)[-1:]
     refusals: list[tuple[Candidate, _Refusal]] = []
-    for candidate in promising or [one for one in within if one.choice][-1:]:
+    for candidate in promising or last:
         progress.notice(f"evaluating {candidate.name} on prompts that had no part in the search")
         try:
             run = quantize(
@@ -218,10 +226,11 @@ def _confirmed(
 
 def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _Refusal:
     """What the last one was refused for, whose report is left, and which groups are behind it."""
+    tried = {candidate.name for candidate, _ in refusals}
     others = [
         f"  {one.name}: {'; '.join(one.excess or ['broke budgets on the prompts of the search'])}"
         for one in hunt.candidates
-        if one.name not in {tried.name for tried, _ in refusals}
+        if one.name not in tried and (one.excess or one.outcome == "failed")
     ]
     if not refusals:
         return QualityGateFailed(
@@ -231,25 +240,31 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
             "search.variants"
         )
     last, refusal = refusals[-1]
-    rows = [
-        f"  {one.group:<32} as {one.variant:<10} {decibels(one.noise):>6.1f} dB"
-        f"   content {one.content:.4f}"
-        for one in hunt.offenders(last)
-    ]
-    if rows:
-        head = (
-            "Groups that add most to its error (SQNR expected with one alone; CLIP's view of it):"
-        )
-        rows.insert(0, head)
     message = [
         f"no candidate passes the gate; the last that was evaluated, {last.name}:",
         str(refusal),
-        *rows,
+        *_blamed(hunt, [candidate for candidate, _ in refusals]),
         *(["Not evaluated:", *others] if others else []),
         "For pictures, ask for more search.candidates or add gentler search.variants; for bytes or "
         "time, add stronger ones",
     ]
     return type(refusal)("\n".join(message))
+
+
+def _blamed(hunt: Hunt, refused: Sequence[Candidate]) -> Iterator[str]:
+    """Yields lines about the groups of the solver's last that was refused, if one was."""
+    last = next((one for one in reversed(refused) if one.choice), None)
+    if last is None:
+        return
+    yield (
+        f"Groups that add most to the error of {last.name} (SQNR expected with one alone; CLIP's "
+        "view of it):"
+    )
+    for one in hunt.offenders(last):
+        yield (
+            f"  {one.group:<32} as {one.variant:<10} {decibels(one.noise):>6.1f} dB"
+            f"   content {one.content:.4f}"
+        )
 
 
 def _finished(recipe: Recipe, line: Line) -> set[str]:

@@ -1,12 +1,14 @@
 """Weights that convolutions do not use as they are stored, and several streams."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from sdcompress.executed import layers_of_compiled
 from sdcompress.runtime.components import Component
 from sdcompress.runtime.content import content_of
 from sdcompress.runtime.device import Target
@@ -15,7 +17,7 @@ from sdcompress.runtime.unpacking import packed_weights, unpack_convolutions
 CHANNELS = 64
 
 
-def stored_weights(random: np.random.Generator, side: int) -> ov.Node:
+def packed(random: np.random.Generator, side: int) -> ov.Node:
     """Weights float32 [64, 64, side, side], from integers as NNCF stores them."""
     whole = random.integers(0, 256, (CHANNELS, CHANNELS, side, side), dtype=np.uint8)
     zero = random.integers(120, 136, (CHANNELS, 1, 1, 1), dtype=np.uint8)
@@ -25,21 +27,34 @@ def stored_weights(random: np.random.Generator, side: int) -> ov.Node:
     return op.convert(op.multiply(centred, op.constant(scale)), "f32")
 
 
-def network(layers: int, *, quantized: bool = False) -> ov.Model:
-    """Convolutions one after the other, or all of the same input, which is quantized before."""
-    random = np.random.default_rng(5)
+def signed() -> ov.Node:
+    """Weights float32 [64, 64, 1, 1] without a zero point, as of quantized layers."""
+    whole = np.random.default_rng(4).integers(-127, 128, (CHANNELS, CHANNELS, 1, 1), dtype=np.int8)
+    return op.multiply(op.convert(op.constant(whole), "f32"), op.constant(np.float32(0.01)))
+
+
+def quantized(values: ov.Node) -> ov.Node:
+    low, high = op.constant(np.float32(-4)), op.constant(np.float32(4))
+    return op.fake_quantize(values, low, high, low, high, 256)
+
+
+def convolved(values: ov.Node, weights: ov.Node) -> ov.Node:
+    side = weights.shape[2] // 2
+    return op.convolution(values, weights, [1, 1], [side] * 2, [side] * 2, [1, 1])
+
+
+def input_of_network() -> ov.Node:
     sample = op.parameter([1, CHANNELS, 8, 8], np.float32)
     sample.output(0).set_names({"sample"})
-    values: ov.Node = sample
-    if quantized:
-        low, high = op.constant(np.float32(-4)), op.constant(np.float32(4))
-        small = op.fake_quantize(sample, low, high, low, high, 256)
-        values = op.concat([small, small], 2)  # twice as high
+    return sample
+
+
+def network(layers: int) -> ov.Model:
+    """Packed convolutions, one after the other."""
+    random = np.random.default_rng(5)
+    values = sample = input_of_network()
     for layer in range(layers):
-        side = (1, 3)[layer % 2]
-        pad = [side // 2] * 2
-        found = op.convolution(values, stored_weights(random, side), [1, 1], pad, pad, [1, 1])
-        values = found if quantized else op.tanh(found)
+        values = op.tanh(convolved(values, packed(random, (1, 3)[layer % 2])))
     return ov.Model([op.result(values)], [sample])
 
 
@@ -61,16 +76,44 @@ def run(model: ov.Model, sample: np.ndarray) -> np.ndarray:
 def test_unpacked_weights_are_the_numbers_that_a_single_stream_uses(sample: np.ndarray) -> None:
     model = network(6)
     plain = run(model, sample)
-    assert unpack_convolutions(model, ov.Core()) == 6
-    assert {op.get_type_name() for op in model.get_ops()}.isdisjoint({"Convert", "Subtract"})
+    assert unpack_convolutions(model) == 6
+    assert {one.get_type_name() for one in model.get_ops()}.isdisjoint({"Convert", "Subtract"})
     np.testing.assert_allclose(run(model, sample), plain, rtol=1e-4, atol=1e-6)
-    assert unpack_convolutions(model, ov.Core()) == 0
+    assert unpack_convolutions(model) == 0
 
 
-def test_convolutions_in_integers_stay() -> None:
-    model = network(1, quantized=True)
-    assert not list(packed_weights(model))
-    assert unpack_convolutions(model, ov.Core()) == 0
+def test_four_bits_and_groups_are_unpacked_too(sample: np.ndarray) -> None:
+    values = input_of_network()
+    halves = ov.Tensor(
+        np.random.default_rng(1).integers(0, 256, 32 * CHANNELS // 2, dtype=np.uint8),
+        ov.Shape([CHANNELS, 32]),
+        ov.Type.i4,
+    )
+    flat = op.multiply(op.convert(op.constant(halves), "f32"), op.constant(np.float32(0.1)))
+    weights = op.reshape(flat, op.constant([2, 32, 32, 1, 1]), False)
+    grouped = op.group_convolution(values, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    model = ov.Model([op.result(grouped)], [values])
+    plain = run(model, sample)
+    assert unpack_convolutions(model) == 1
+    np.testing.assert_allclose(run(model, sample), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_that_are_computed_in_integers_stay() -> None:
+    values = input_of_network()
+    both = op.concat([quantized(values), quantized(op.tanh(values))], 2)  # twice as high
+    model = ov.Model([op.result(convolved(both, signed()))], [values])
+    assert unpack_convolutions(model) == 0
+    (layer,) = layers_of_compiled(ov.Core().compile_model(model, "CPU"))
+    assert layer.weights == "i8"
+
+
+def test_weights_with_a_zero_point_and_inputs_half_of_which_are_quantized_are_packed() -> None:
+    values = input_of_network()
+    half = op.concat([quantized(values), op.tanh(values)], 2)
+    found = [convolved(half, signed()), convolved(quantized(values), packed(
+        np.random.default_rng(2), 3))]  # fmt: skip
+    model = ov.Model([op.result(one) for one in found], [values])
+    assert unpack_convolutions(model) == 2
 
 
 def test_linear_layers_stay() -> None:
@@ -83,9 +126,33 @@ def test_linear_layers_stay() -> None:
 def test_packed_weights_are_kept_in_floating_point() -> None:
     model, weights = network(1), CHANNELS * CHANNELS
     held = content_of(model, 4, 0).kept_bytes
-    unpack_convolutions(model, ov.Core())
+    unpack_convolutions(model)
     assert content_of(model, 4, 0).kept_bytes == 4 * weights
     assert 0 <= held - 4 * weights <= 8 * CHANNELS  # scales and zero points
+
+
+class NotingCore:
+    """OpenVINO's, which notes the types of operations that are compiled."""
+
+    def __init__(self) -> None:
+        self._core = ov.Core()
+        self.compiled: list[set[str]] = []
+
+    def compile_model(self, model: ov.Model, *options: Any) -> ov.CompiledModel:
+        self.compiled.append({one.get_type_name() for one in model.get_ops()})
+        return self._core.compile_model(model, *options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+
+def test_a_model_is_unpacked_for_several_streams_only(tmp_path: Path, sample: np.ndarray) -> None:
+    ov.save_model(network(2), tmp_path / "network.xml", compress_to_fp16=False)
+    core: Any = NotingCore()
+    component = Sampled("network", tmp_path / "network.xml", Target(core=core))
+    for runs in (1, 2):
+        component.infer_side_by_side([{"sample": sample}] * runs)
+    assert ["Subtract" in types for types in core.compiled] == [True, False]
 
 
 def test_two_streams_use_the_weights_of_their_own_layer(tmp_path: Path, sample: np.ndarray) -> None:

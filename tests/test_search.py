@@ -17,7 +17,7 @@ from sdcompress.candidates import excess
 from sdcompress.errors import QualityGateFailed
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
-from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
+from sdcompress.methods import Fp16, Grouping, Int8, Int8Weights, Mixed
 from sdcompress.precision import layers_of
 from sdcompress.progress import SilentProgress
 from sdcompress.search.calls import Guidance, pick_calls
@@ -248,6 +248,8 @@ OWN = Candidate("as the recipe says", VARIANTS["w8a8"], {}, 2, None)
 LIGHT = replace(OWN, name="choice 1", choice=CHOICE)
 LARGE = replace(LIGHT, name="choice 2", excess=("9 instead of search.size_mb_max 8",))
 WORSE = replace(LIGHT, name="choice 3", outcome="failed")
+WRONG_OWN = replace(OWN, outcome="failed")
+PLAIN_OWN = replace(OWN, method=Fp16(method="fp16"))
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,19 @@ WORSE = replace(LIGHT, name="choice 3", outcome="failed")
         ((LIGHT, OWN), {"choice 1"}, ["choice 1"], None),
         ((OWN, LIGHT), {"choice 1", OWN.name}, [OWN.name], None),
         ((OWN, LIGHT), {"choice 1"}, [OWN.name, "choice 1"], None),
-        ((LIGHT, WORSE, LARGE), set(), ["choice 1"], "mid_block resnet .*as w8a8 .*20.0 dB"),
-        ((replace(OWN, outcome="failed"), WORSE), set(), ["choice 3"], "the last .*choice 3"),
-        ((LARGE,), set(), [], "no candidate keeps to the limits"),
+        (
+            (LIGHT, WORSE, LARGE),
+            set(),
+            ["choice 1"],
+            r"error of choice 1 [^!]*mid_block resnet +as w8a8 +20\.0 dB[^!]*Not evaluated:\n"
+            r"  choice 3: broke budgets[^!]*\n  choice 2: 9 instead of",
+        ),
+        ((LIGHT, OWN), set(), ["choice 1", OWN.name], "last .*as the recipe says:[^!]*of choice 1"),
+        ((WRONG_OWN, WORSE), set(), ["choice 3"], "the last .*choice 3"),
+        ((LARGE, WRONG_OWN), set(), [OWN.name], r"the last .*as the recipe says:\nclip_score_drop"),
+        ((LARGE,), set(), [], "no candidate keeps to the limits[^!]*choice 2: 9 instead of"),
+        # Nothing would be compressed.
+        ((PLAIN_OWN, LARGE), {OWN.name}, [], "no candidate keeps to the limits"),
     ],
 )
 def test_candidates_are_evaluated_in_their_order_until_one_passes(

@@ -26,7 +26,6 @@ from sdcompress.runtime.device import (
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.mapping import GIVES_BACK, give_back_freed
 from sdcompress.runtime.noise import Noise
-from sdcompress.runtime.unpacking import unpack_convolutions
 from sdcompress.runtime.upsampling import convolve_before_doubling
 
 Shapes = dict[str, tuple[int, ...]]
@@ -232,8 +231,6 @@ class Component:
         declared = self.prepare(model)
         self._fix_shapes(model, declared, shapes)
         self.settle(model)
-        if streams > 1 and not self._target.device.startswith(("GPU", "NPU")):
-            unpack_convolutions(model, self._target.core)
         compiled = compile_model(replace(self._target, streams=streams), model, self.name)
         ports = {}
         for name, allowed in declared.items():

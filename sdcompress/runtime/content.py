@@ -57,7 +57,8 @@ def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
         for output in node.outputs():
             if output.partial_shape.is_static:
                 largest = max(largest, float_bytes * prod(output.shape))
-    for _, stored in packed_weights(model):
+    unpacked = {stored.get_name(): stored for _, stored in packed_weights(model)}
+    for stored in unpacked.values():
         more_bits = 8 * float_bytes - stored.get_element_type().bitwidth
         weights += prod(stored.output(0).shape) * more_bits // 8
     return Content(weights, largest, graph_bytes)

@@ -12,6 +12,7 @@ from openvino.properties import device, hint
 from sdcompress.runtime.compiled_cache import folder_of, keep_within, note_use
 from sdcompress.runtime.errors import BundleError, DeviceError, InputError
 from sdcompress.runtime.mapping import reading
+from sdcompress.runtime.unpacking import unpack_convolutions
 
 EXECUTION_PRECISIONS: dict[str, ov.Type] = {
     "f32": ov.Type.f32,
@@ -58,6 +59,11 @@ class Target:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
         require_device(self.device, self.core)
 
+    @property
+    def may_be_cpu(self) -> bool:
+        """Whether the CPU is, or may be among, what the device's name stands for."""
+        return "CPU" in self.device or self.device in _VIRTUAL
+
 
 @contextmanager
 def opened_model(target: Target, path: Path) -> Iterator[ov.Model]:
@@ -74,10 +80,15 @@ def opened_model(target: Target, path: Path) -> Iterator[ov.Model]:
 
 
 def compile_model(target: Target, model: ov.Model, name: str) -> ov.CompiledModel:
-    """Compile for the target, and make sure the precision asked for is the one in force."""
+    """Compile for the target, and make sure the precision asked for is the one in force.
+
+    Changes the model where several streams would be compiled wrongly as it is.
+    """
     options: dict[str, object] = {hint.performance_mode(): hint.PerformanceMode.LATENCY}
     if target.streams > 1:
         options = {properties.num_streams(): str(target.streams)}
+        if target.may_be_cpu:
+            unpack_convolutions(model)
     if target.profiling:
         options[properties.enable_profiling()] = True
     if target.threads is not None:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
-from openvino.properties import hint
 
-_STEPS = {"Convert", "Subtract", "Multiply"}  # from stored weights to those that are used
+from sdcompress.runtime.arrays import Float32
+
+_CONVOLUTIONS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution"}
+_STEPS = {"Convert", "Multiply", "Reshape", "Subtract"}  # from stored weights to those used
 _INTEGERS = (ov.Type.i8, ov.Type.u8, ov.Type.i4, ov.Type.u4)
 # A quantizer of the activation may sit before these as well as behind them.
 _REARRANGING = {
@@ -20,40 +22,61 @@ _REARRANGING = {
 }  # fmt: skip
 
 
-def packed_weights(model: ov.Model) -> Iterator[tuple[ov.Output, ov.Node]]:
-    """Yields the weights of every such convolution, as they are used and as they are stored."""
+def packed_weights(model: ov.Model) -> Iterator[tuple[ov.Input, ov.Node]]:
+    """Yields where each such convolution reads its weights, and the constant that stores them."""
     for op in model.get_ordered_ops():
-        if op.get_type_name() == "Convolution" and not _is_quantized(op.input_value(0).get_node()):
-            weights = op.input_value(1)
-            stored = _stored(weights.get_node())
-            if stored is not None and stored.get_element_type() in _INTEGERS:
-                yield weights, stored
+        if op.get_type_name() not in _CONVOLUTIONS:
+            continue
+        stored, shifted = _stored(_source(op, 1))
+        if stored.get_type_name() != "Constant" or stored.get_element_type() not in _INTEGERS:
+            continue
+        # The CPU multiplies 8-bit activations by signed weights without a zero point.
+        signed = stored.get_element_type() == ov.Type.i8 and not shifted
+        if not (signed and _is_quantized(_source(op, 0))):
+            yield op.input(1), stored
 
 
-def unpack_convolutions(model: ov.Model, core: ov.Core) -> int:
+def unpack_convolutions(model: ov.Model) -> int:
     """Puts such weights into the model as they are used; returns of how many convolutions."""
-    found = [weights for weights, _ in packed_weights(model)]
-    if not found:
-        return 0
-    alone = ov.Model([opset.result(weights) for weights in found], [])
-    values = core.compile_model(alone, "CPU", {hint.inference_precision(): ov.Type.f32})({})
-    for index, weights in enumerate(found):
-        used = opset.constant(np.array(values[index])).output(0)
-        for reader in weights.get_target_inputs():
-            if reader.get_node().get_type_name() == "Convolution":
-                reader.replace_source_output(used)
-    model.validate_nodes_and_infer_types()
-    return len(found)
+    places = [place for place, _ in packed_weights(model)]
+    for place in places:
+        used = opset.constant(_value(place.get_source_output().get_node()))
+        place.replace_source_output(used.output(0))
+    if places:
+        model.validate_nodes_and_infer_types()
+    return len(places)
+
+
+def _source(node: ov.Node, index: int) -> ov.Node:
+    return node.input_value(index).get_node()
 
 
 def _is_quantized(node: ov.Node) -> bool:
-    while node.get_type_name() in _REARRANGING:
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "FakeQuantize")
+    """Whether all of an activation comes out of quantizers."""
+    kind = node.get_type_name()
+    if kind not in _REARRANGING:
+        return bool(kind == "FakeQuantize")
+    joined = node.get_input_size() if kind == "Concat" else 1
+    return all(_is_quantized(_source(node, index)) for index in range(joined))
 
 
-def _stored(node: ov.Node) -> ov.Node | None:
-    """The constant that weights are made of; None where something else is done to them."""
+def _stored(node: ov.Node) -> tuple[ov.Node, bool]:
+    """What weights are made of, and whether something is subtracted on the way."""
+    shifted = False
     while node.get_type_name() in _STEPS:
-        node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "Constant" else None
+        shifted |= node.get_type_name() == "Subtract"
+        node = _source(node, 0)
+    return node, shifted
+
+
+def _value(node: ov.Node) -> Float32:
+    """What is made of constants."""
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return np.asarray(node.get_data(dtype=np.float32))
+    values = _value(_source(node, 0))
+    if kind == "Reshape":
+        return values.reshape(node.shape)
+    if kind == "Subtract":
+        return values - _value(_source(node, 1))
+    return values * _value(_source(node, 1)) if kind == "Multiply" else values
