@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.denoise import Blend, Unet
 from sdcompress.runtime.errors import InputError
+from sdcompress.runtime.image import binary_mask, to_unit_range
+from sdcompress.runtime.layout import ModelLayout
 from sdcompress.runtime.noise import Noise
 from sdcompress.runtime.schedulers import Plan
-from sdcompress.runtime.settings import Job
+from sdcompress.runtime.settings import Job, Settings
+
+_MOST_NATIVE_SIZES = 2  # a picture to begin with may be this much larger than the model's own size
 
 # Pictures float32 [1, 3, h, w] in -1 to 1, and their noise -> scaled latents [1, 4, h/8, w/8].
 Encode = Callable[[Float32, Noise], Float32]
@@ -88,6 +93,45 @@ def join(starts: Sequence[Start]) -> Start:
 def begin_with_noise(plan: Plan, job: Job, noise: Noise, shape: tuple[int, ...]) -> Start:
     """Pure noise of `shape` [1, 4, h/8, w/8], or the job's own latents."""
     return Start(plan, _first_noise(job, noise, shape) * plan.initial_scale, (noise,))
+
+
+def begin_with_image(
+    layout: ModelLayout,
+    plan: Plan,
+    job: Job,
+    image: Image.Image,
+    noise: Noise,
+    settings: Settings,
+    encode: Encode,
+) -> Start:
+    """The job's image, fitted to the size that is drawn, as a whole or with its mask."""
+    if layout.inpainting and job.mask is None:
+        raise InputError("This model is made for inpainting; give it a mask as well.")
+    width, height = _fitting_size(layout, image, settings)
+    shape = layout.latent_shape(width, height)
+    pixels = to_unit_range(image, width, height)
+    if job.mask is None:
+        return begin_with_picture(plan, job, noise, shape, encode, pixels)
+    mask = binary_mask(job.mask, width, height)
+    blended = not layout.inpainting
+    return begin_with_mask(plan, job, noise, shape, encode, pixels, mask, blended=blended)
+
+
+def _fitting_size(layout: ModelLayout, image: Image.Image, settings: Settings) -> tuple[int, int]:
+    step = layout.vae_scale
+    sized = settings.width is not None and settings.height is not None
+    if not sized and not (
+        step <= min(image.size) and max(image.size) <= _MOST_NATIVE_SIZES * layout.native_size
+    ):
+        raise InputError(
+            f"The image is {image.width} x {image.height}; this model draws "
+            f"{layout.native_size} x {layout.native_size} best. Say to which width and height it "
+            "is to be resized."
+        )
+    # A picture of any size is fitted to whole latent cells; a size asked for is not bent.
+    width = layout.side("width", settings.width or image.width // step * step)
+    height = layout.side("height", settings.height or image.height // step * step)
+    return width, height
 
 
 def begin_with_picture(

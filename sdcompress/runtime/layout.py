@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcompress.runtime.errors import BundleError
+from sdcompress.runtime.errors import BundleError, InputError
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 
@@ -29,6 +29,11 @@ class ModelLayout:
         return self.folder / component / "openvino_model.xml"
 
     @property
+    def inpainting(self) -> bool:
+        """Whether the UNet takes a mask and the masked picture beside the latents."""
+        return self.unet_channels != self.latent_channels
+
+    @property
     def can_encode(self) -> bool:
         """Whether there is an encoder, which pictures to begin with need."""
         return self.model_path("vae_encoder").is_file()
@@ -42,6 +47,27 @@ class ModelLayout:
     def scheduler_path(self) -> Path:
         return self.folder / "scheduler" / "scheduler_config.json"
 
+    def side(self, name: str, pixels: int | None) -> int:
+        """A picture's width or height, by default the native one.
+
+        Raises InputError, which calls it `name`, for what is not made of whole latent cells.
+        """
+        if pixels is None:
+            return self.native_size
+        step = self.vae_scale
+        if pixels < step or pixels % step:
+            below = max(pixels // step, 1) * step
+            raise InputError(
+                f"{name} is {pixels}; it must be a positive multiple of {step}, such as {below} or "
+                f"{below + step}."
+            )
+        return pixels
+
+    def latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int, int]:
+        """[1, channels, rows, columns] of a picture's latents; raises what :meth:`side` does."""
+        rows, columns = self.side("height", height), self.side("width", width)
+        return 1, self.latent_channels, rows // self.vae_scale, columns // self.vae_scale
+
 
 def read_layout(folder: Path) -> ModelLayout:
     """Check that every needed file is there, and read the configurations."""
@@ -52,7 +78,6 @@ def read_layout(folder: Path) -> ModelLayout:
     vae_scale = 2 ** (_levels(vae, folder / "vae_decoder" / "config.json") - 1)
     latent_channels = int(_number({"latent_channels": 4} | vae, "latent_channels", folder / "vae"))
     unet_channels = int(_number(unet, "in_channels", folder / "unet"))
-    # An inpainting UNet also takes a mask and the latents of the masked picture.
     if unet_channels not in (latent_channels, 2 * latent_channels + 1):
         raise BundleError(
             f"{folder / 'unet/config.json'}: in_channels is {unet_channels}, but {latent_channels} "

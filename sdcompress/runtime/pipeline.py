@@ -12,27 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdcompress.runtime.arrays import Float32
-from sdcompress.runtime.begin import (
-    Start,
-    begin_with_mask,
-    begin_with_noise,
-    begin_with_picture,
-    join,
-)
-from sdcompress.runtime.components import (
-    Component,
-    Shapes,
-    TextEncoder,
-    VaeDecoder,
-    VaeEncoder,
-)
+from sdcompress.runtime.begin import Start, begin_with_image, begin_with_noise, join
+from sdcompress.runtime.components import Component, Shapes, TextEncoder, VaeDecoder, VaeEncoder
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import CACHE_BYTES, Target, precision_by_default
 from sdcompress.runtime.economy import BRANCHES, SIDE_BY_SIDE, Economy
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
-from sdcompress.runtime.image import binary_mask, to_pixels, to_unit_range
+from sdcompress.runtime.image import to_pixels
 from sdcompress.runtime.layout import ModelLayout, read_layout
 from sdcompress.runtime.noise import Noise, make_noise
 from sdcompress.runtime.prompting import PromptEncoder, Texts
@@ -48,8 +36,6 @@ from sdcompress.runtime.tiling import decode_tiled
 from sdcompress.runtime.tokenizer import PromptTokenizer
 from sdcompress.runtime.trust import require_intact
 from sdcompress.runtime.unet import Asking, Unets
-
-_MOST_NATIVE_SIZES = 2  # a picture to begin with may be this much larger than the model's own size
 
 
 class Pipeline:
@@ -257,7 +243,7 @@ class Pipeline:
         self, seed: int, width: int | None = None, height: int | None = None
     ) -> Float32:
         """Standard normal latents float32 [1, 4, height/8, width/8], the same for a seed."""
-        return make_noise("numpy", seed).normal(self._latent_shape(width, height))
+        return make_noise("numpy", seed).normal(self._layout.latent_shape(width, height))
 
     def plan(self, settings: Settings, strength: float = 1.0) -> Plan:
         """The timesteps and noise levels that `denoise` will go through."""
@@ -271,12 +257,15 @@ class Pipeline:
         self.decoder(settings)  # a missing one is told before any work
         noise = make_noise(settings.noise, job.seed)
         if job.image is None:
-            if self._layout.unet_channels != self._layout.latent_channels:
+            if self._layout.inpainting:
                 raise InputError("This model is made for inpainting; give it an image and a mask.")
             plan = self.plan(settings)
-            shape = self._latent_shape(settings.width, settings.height)
+            shape = self._layout.latent_shape(settings.width, settings.height)
             return begin_with_noise(plan, job, noise, shape)
-        return self._begin_with_image(job, job.image, noise, settings)
+        plan = self.plan(settings, job.strength)
+        return begin_with_image(
+            self._layout, plan, job, job.image, noise, settings, self._encode_pixels
+        )
 
     def denoise(
         self,
@@ -376,35 +365,6 @@ class Pipeline:
             raise TypeError(f"generate has no argument {', '.join(sorted(set(job) - known))}")
         return self.draw([Job(prompt, **job)], settings, on_step=on_step)[0]
 
-    def _begin_with_image(
-        self, job: Job, image: Image.Image, noise: Noise, settings: Settings
-    ) -> Start:
-        inpainting = self._layout.unet_channels != self._layout.latent_channels
-        if inpainting and job.mask is None:
-            raise InputError("This model is made for inpainting; give it a mask as well.")
-        step = self._layout.vae_scale
-        sized = settings.width is not None and settings.height is not None
-        if not sized and not (
-            step <= min(image.size) and max(image.size) <= _MOST_NATIVE_SIZES * self.native_size
-        ):
-            raise InputError(
-                f"The image is {image.width} x {image.height}; this model draws "
-                f"{self.native_size} x {self.native_size} best. Say to which width and height it "
-                "is to be resized."
-            )
-        # A picture of any size is fitted to whole latent cells; a size asked for is not bent.
-        width = self._checked("width", settings.width or image.width // step * step)
-        height = self._checked("height", settings.height or image.height // step * step)
-        shape = self._latent_shape(width, height)
-        plan = self.plan(settings, job.strength)
-        pixels = to_unit_range(image, width, height)
-        if job.mask is None:
-            return begin_with_picture(plan, job, noise, shape, self._encode_pixels, pixels)
-        mask = binary_mask(job.mask, width, height)
-        return begin_with_mask(
-            plan, job, noise, shape, self._encode_pixels, pixels, mask, blended=not inpainting
-        )
-
     def _encode_pixels(self, pixels: Float32, noise: Noise) -> Float32:
         if not self._layout.can_encode:
             raise BundleError(
@@ -412,23 +372,6 @@ class Pipeline:
                 "again with all components."
             )
         return self._vae_encoder(pixels, noise) * np.float32(self._layout.scaling_factor)
-
-    def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int, int]:
-        scale = self._layout.vae_scale
-        rows, columns = self._checked("height", height), self._checked("width", width)
-        return 1, self._layout.latent_channels, rows // scale, columns // scale
-
-    def _checked(self, name: str, pixels: int | None) -> int:
-        if pixels is None:
-            return self.native_size
-        step = self._layout.vae_scale
-        if pixels < step or pixels % step:
-            below = max(pixels // step, 1) * step
-            raise InputError(
-                f"{name} is {pixels}; it must be a positive multiple of {step}, such as {below} or "
-                f"{below + step}."
-            )
-        return pixels
 
     def _shapes(
         self, settings: Settings, batch: int, economy: Economy, text: tuple[int, ...]
@@ -439,7 +382,7 @@ class Pipeline:
         parts = Asking(branches, batch).parts(rows)
         rows //= parts
         at_once = parts if branches == SIDE_BY_SIDE else 1
-        shape = self._latent_shape(settings.width, settings.height)
+        shape = self._layout.latent_shape(settings.width, settings.height)
         sample = (rows, self._layout.unet_channels, *shape[2:])
         cells = [side if economy.vae_tile is None else min(side, economy.vae_tile)
                  for side in shape[2:]]  # fmt: skip
