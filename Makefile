@@ -24,8 +24,8 @@ help:
 	@echo "make bench-runtime  a full-size picture against the peers: time and memory; after bench-preflight"
 	@echo "make bench-unet  where a call of the full-size UNet spends its time; after bench-preflight"
 	@echo "make bench-decoders  how long full-size decoders take; after bench-preflight"
-	@echo "make bench-calibration  what ranges, SmoothQuant, bias correction and split layers gain on the demo"
-	@echo "make bench-search  what a search finds on the demo, against hybrid and plain W8A8"
+	@echo "make bench-calibration  what ranges, SmoothQuant, bias correction and split layers gain on the demo, or a MODEL"
+	@echo "make bench-search  what a search finds on the demo, or for a MODEL, against hybrid and plain W8A8"
 	@echo "make clean      remove build/ and the virtual environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -80,11 +80,12 @@ bench-unet: $(INSTALLED)
 bench-decoders: $(INSTALLED)
 	$(BIN)/python benchmarks/decoders.py $(if $(FAST),--fast $(FAST))
 
+# MODEL names a full-size diffusers folder, such as make_sd21.py makes, instead of the demo.
 bench-calibration: $(INSTALLED)
-	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/calibration.py $(if $(MODEL),--model $(MODEL))
 
 bench-search: $(INSTALLED)
-	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/search.py $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf build $(VENV) $(BASE)

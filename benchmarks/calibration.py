@@ -3,8 +3,9 @@
 The UNet is quantized once with each option and asked what the float32 one was asked on its own way
 to pictures of prompts that nothing was calibrated on. Prints SQNR of its answers in dB, over all
 calls and at both ends of the trajectory, as one Markdown table, and what splitting layers does to
-the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` for a
-full-size one, without what NNCF collects itself, which takes 16 GB there.
+the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` (``make
+bench-calibration MODEL=FOLDER``) for a full-size one such as that of ``make_sd21.py``, without what
+NNCF collects itself, which takes 16 GB there.
 """
 
 import argparse
@@ -46,6 +47,7 @@ TRIALS = (
     Trial("no SmoothQuant", _w8a8(smooth_quant_alpha=None)),
     Trial("symmetric activations", _w8a8(preset="performance")),
     Trial("no bias correction", _w8a8(bias_correction="none")),
+    Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), by_nncf=True),
     Trial("ranges: median", _w8a8(ranges="median")),
     Trial("ranges: widest", _w8a8(ranges="widest")),
     Trial("ranges: narrowest_step", _w8a8(ranges="narrowest_step")),

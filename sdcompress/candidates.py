@@ -126,12 +126,16 @@ def excess(recipe: Recipe, candidate: Candidate, file_bytes: int) -> Iterator[st
     limits, ratio = recipe.search, candidate.stored_bytes / file_bytes
     for name, limit, value in (
         ("search.latency_ratio_max", limits.latency_ratio_max, candidate.call_ratio),
-        ("search.size_mb_max", limits.size_mb_max, candidate.stored_bytes / 1e6),
-        ("search.memory_mb_max", limits.memory_mb_max, candidate.executed_bytes / 1e6),
         ("budgets.unet_bytes_ratio", recipe.budgets.unet_bytes_ratio, ratio),
     ):
         if limit is not None and value > limit:
             yield f"{value:.4g} instead of {name} {limit:g}"
+    for name, text, most, size in (
+        ("search.size_max", limits.size_max, limits.size_bytes, candidate.stored_bytes),
+        ("search.memory_max", limits.memory_max, limits.memory_bytes, candidate.executed_bytes),
+    ):
+        if most is not None and size > most:
+            yield f"{size / 1e6:.4g} MB instead of {name} {text}"
 
 
 def _with_front(candidates: Sequence[Candidate], objective: str) -> Iterator[Candidate]:

@@ -30,12 +30,7 @@ def explain(name: str) -> Iterator[str]:
 
     `name` is a shipped recipe's or a file's. Raises RecipeError when there is neither.
     """
-    shipped = shipped_recipes()
-    if name not in shipped and not Path(name).is_file():
-        nearest = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-        raise RecipeError(f"no recipe '{name}'; shipped are: {', '.join(shipped)}{hint}")
-    file = shipped.get(name, Path(name))
+    file = recipe_file(name)
     recipe = load_recipe(file)
     yield f"{recipe.name}: {recipe.description}"
     yield f"file: {file}\n"
@@ -47,6 +42,17 @@ def explain(name: str) -> Iterator[str]:
         if limit is not None:
             yield f"  {budget:<20} {limit:g}"
     yield f"\n{_as_yaml(recipe)}"
+
+
+def recipe_file(name: str) -> Path:
+    """The shipped recipe of this name, or a file. Raises RecipeError for a name of neither."""
+    shipped = shipped_recipes()
+    is_path = len(Path(name).parts) > 1 or Path(name).suffix or Path(name).exists()
+    if name not in shipped and not is_path:
+        nearest = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        raise RecipeError(f"no recipe '{name}'; shipped are: {', '.join(shipped)}{hint}")
+    return shipped.get(name, Path(name))
 
 
 def _first_paragraph(method: str) -> str:

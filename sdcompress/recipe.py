@@ -9,16 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdcompress.methods import (
-    PLAIN,
-    Compress,
-    Grouping,
-    Int4Weights,
-    Int8,
-    Int8Weights,
-    Method,
-    Plain,
-)
+from sdcompress.methods import Compress, Method
 from sdcompress.recipe_yaml import (
     FaultyKeyError,
     Layers,
@@ -27,6 +18,7 @@ from sdcompress.recipe_yaml import (
     read_layers,
     report_faults,
 )
+from sdcompress.search.section import Search
 
 DEMO = "demo"
 
@@ -202,54 +194,6 @@ class Budgets(Section):
     def _at_least_one(self) -> Self:
         if all(value is None for _, value in self):
             raise ValueError("set at least one budget: without one, nothing decides what may ship")
-        return self
-
-
-def _usual_variants() -> dict[str, Plain]:
-    return {
-        "w8a8": Int8(method="int8"),
-        "weights8": Int8Weights(method="int8_weights", convolutions=True),
-        "weights4": Int4Weights(method="int4_weights"),
-    }
-
-
-class Search(Section):
-    """How `sdcompress search` looks for what each group of the UNet's layers may be compressed to.
-
-    A group is left in 16 bits or taken from one of the `variants`. Its error is measured on calls
-    at so many `timesteps`; the `confirmed` groups with the largest are also drawn with, on
-    `trajectories` prompts in `trajectory_steps` steps. What is least within the limits is looked
-    for: a call's time (`latency`), the file (`size`) or weights in memory (`memory`). As many
-    `candidates` are built, drawn on `prompts` that are neither calibrated nor evaluated on, and
-    ranked. Limits are of the UNet, the time's as a share of what 16 bits take.
-    """
-
-    variants: Annotated[dict[str, Plain], Field(min_length=1)] = Field(
-        default_factory=_usual_variants
-    )
-    grouping: Grouping = "block"
-    timesteps: Annotated[int, Field(ge=1)] = 4
-    confirmed: Annotated[int, Field(ge=1)] = 4
-    trajectories: Annotated[int, Field(ge=1)] = 1
-    trajectory_steps: Annotated[int, Field(ge=2)] = 6
-    objective: Literal["latency", "size", "memory"] = "latency"
-    latency_ratio_max: Annotated[float, Field(gt=0.0)] | None = None
-    size_mb_max: Annotated[float, Field(gt=0.0)] | None = None
-    memory_mb_max: Annotated[float, Field(gt=0.0)] | None = None
-    candidates: Annotated[int, Field(ge=1)] = 4
-    prompts: Annotated[int, Field(ge=2)] = 16
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        for name, method in self.variants.items():
-            if PLAIN in (name, method.method):
-                raise FaultyKeyError(
-                    f"variants.{name}", "every group may stay in 16 bits anyway: leave fp16 out"
-                )
-        if self.trajectories > self.prompts:
-            raise FaultyKeyError(
-                "trajectories", f"there are {self.prompts} search.prompts to draw them with"
-            )
         return self
 
 

@@ -16,7 +16,7 @@ from sdcompress.evaluate.checker import speaks_of_scenes
 from sdcompress.isolation import run_isolated
 from sdcompress.judging import Judging, find_judging
 from sdcompress.line import Line, find_material
-from sdcompress.methods import COMPONENTS, PLAIN
+from sdcompress.methods import COMPONENTS, PLAIN, Int8
 from sdcompress.opening import look_ahead, production_line
 from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate_search
 from sdcompress.processor import processor_brand
@@ -26,8 +26,14 @@ from sdcompress.recipe import Recipe
 from sdcompress.report.search_page import FIGURES, PAGE, write_search
 from sdcompress.search.records import Candidate, Hunt
 from sdcompress.search.sensitivity import decibels
-from sdcompress.search.solver import Choice, Limits, ladder, solve
-from sdcompress.search.writing import RECIPE_FILE, as_method, found_recipe, write_recipe
+from sdcompress.search.solver import Choice, Limits, ladder, least_of_each
+from sdcompress.search.writing import (
+    RECIPE_SUFFIX,
+    as_method,
+    found_recipe,
+    recipe_file,
+    write_recipe,
+)
 from sdcompress.survey import Survey
 from sdcompress.verdict import Run
 from sdcompress.workflow import quantize
@@ -83,12 +89,15 @@ def search(
         page = _Page(recipe, hunt, line.store.scratch / "result", target)
         page.publish("The candidates are yet to be evaluated.")
         try:
-            chosen, run = _confirmed(recipe, hunt, bundle, shown, ignore_preflight=ignore_preflight)
+            chosen, run, refused = _confirmed(
+                recipe, hunt, bundle, shown, ignore_preflight=ignore_preflight
+            )
         except (QualityGateFailed, QualityUndecided) as refusal:
             page.publish("No candidate passed.")
             raise type(refusal)(f"{refusal}\nAll figures are in {target / PAGE}") from None
-        page.publish(f"{chosen.name} passed the gate.", chosen)
-    return Found(target, hunt, chosen, target / RECIPE_FILE, run)
+        before = f" {refused} evaluated before it did not, on the same prompts." if refused else ""
+        page.publish(f"{chosen.name} passed the gate.{before}", chosen)
+    return Found(target, hunt, chosen, target / recipe_file(recipe), run)
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,8 @@ class _Page:
         self.scratch.mkdir()
         write_search(self.scratch, self.recipe, self.hunt, verdict)
         if chosen:
-            write_recipe(self.recipe, chosen, self.scratch / RECIPE_FILE)
+            file = self.scratch / recipe_file(self.recipe)
+            write_recipe(self.recipe, self.hunt, chosen, file)
         publish(self.scratch, self.folder)
 
 
@@ -136,8 +146,7 @@ def _choices(survey: Survey) -> list[Choice]:
     """The solver's, from the cheapest on."""
     wanted, progress = survey.recipe.search, survey.line.progress
     limits = survey.limits()
-    if solve(survey.exact_options, wanted.objective, limits) is None:
-        raise InputError(_out_of_reach(survey, limits))
+    _require_reachable(survey, limits)
     options = survey.options
     with progress.stage("solve", f"least {wanted.objective}") as advance:
         # Apart, for the solver prints.
@@ -156,24 +165,17 @@ def _choices(survey: Survey) -> list[Choice]:
     return found
 
 
-def _out_of_reach(survey: Survey, limits: Limits) -> str:
-    """Which limits cannot be kept, each by itself, and what could be."""
-    scales = {"seconds": 1.0, "stored_bytes": 1e-6, "executed_bytes": 1e-6}
-    rows = []
-    for name, scale in scales.items():
-        limit = getattr(limits, name)
-        least = sum(
-            min(getattr(one, name) for one in survey.exact_options if one.group == group.name)
-            for group in survey.groups
-        )
-        if limit is not None:
-            rows.append(
-                f"{name}: {limit * scale:.4g} are left for groups, {least * scale:.4g} at least"
-            )
-    return (
-        f"recipe {survey.recipe.name}: no choice of search.variants keeps to the limits of its "
-        f"search section and of budgets.unet_bytes_ratio ({'; '.join(rows)}; MB and seconds of a "
-        "call): raise them, or add variants"
+def _require_reachable(survey: Survey, limits: Limits) -> None:
+    """Raises InputError that tells what could be asked for, when no choice keeps to the limits."""
+    with survey.line.progress.stage("solve", "limits") as advance:
+        least = run_isolated(least_of_each, survey.exact_options, limits, on_progress=advance)
+    if least is None:
+        return
+    told = "; ".join(survey.reachable(least))
+    others = ", each while the others are kept where they can be" if len(least) > 1 else ""
+    raise InputError(
+        f"recipe {survey.recipe.name}: no choice of search.variants keeps to the limits. {told}"
+        f"{others}: raise them, or add variants"
     )
 
 
@@ -197,11 +199,11 @@ def close_in(count: int, most: int, attempt: Callable[[int], bool]) -> None:
 
 def _confirmed(
     recipe: Recipe, hunt: Hunt, bundle: Path, progress: Progress, *, ignore_preflight: bool
-) -> tuple[Candidate, Run]:
+) -> tuple[Candidate, Run, int]:
     """Tries candidates in their order on the held-out prompts, until one passes.
 
-    Of those that broke budgets in the search only the last, the solver's if there is one, where no
-    other is left.
+    Also tells how many did not. Of those that broke budgets in the search only the last, the
+    solver's if there is one, where no other is left.
     """
     within = [one for one in hunt.candidates if not one.excess and one.method.method != PLAIN]
     promising = [one for one in within if one.outcome != "failed"]
@@ -220,7 +222,7 @@ def _confirmed(
             progress.notice(f"{candidate.name} did not pass:\n{refusal}")
             refusals.append((candidate, refusal))
         else:
-            return candidate, run
+            return candidate, run, len(refusals)
     raise _in_the_way(hunt, refusals)
 
 
@@ -284,8 +286,8 @@ def _bundle_folder(target: Path) -> Path:
         raise InputError(f"{target} is the current or the topmost folder; choose another --output")
     if target.is_file():
         raise InputError(f"{target} is a file; --output must be a folder")
-    known = {PAGE, FIGURES, RECIPE_FILE}
-    foreign = {one.name for one in target.iterdir()} - known if target.is_dir() else ()
+    found = [one.name for one in target.iterdir()] if target.is_dir() else []
+    foreign = {one for one in found if not one.endswith(RECIPE_SUFFIX)} - {PAGE, FIGURES}
     if foreign:
         raise InputError(
             f"{target} holds {min(foreign)}, which a search did not write and would delete; "
@@ -297,16 +299,15 @@ def _bundle_folder(target: Path) -> Path:
 
 
 def _staged(recipe: Recipe) -> Recipe:
-    """The recipe with a method for the UNet that asks for all that the variants need."""
+    """The recipe with a method for the UNet that asks for all that the variants need.
+
+    Inputs are recorded in any case, for groups are judged by them.
+    """
     wanted = recipe.search
     variants = wanted.variants.values()
     calibrated = [one for one in variants if one.needs_statistics]
     calibrated += [one for one in variants if one.is_calibrated]
-    if not calibrated:
-        raise InputError(
-            f"recipe {recipe.name}: none of search.variants is calibrated, so no inputs are "
-            "recorded to judge by: add one, such as {method: int8}"
-        )
+    calibrated.append(Int8(method="int8"))
     calls = recipe.calibrate.samples // recipe.sampling.branches
     if wanted.timesteps > calls:
         raise InputError(

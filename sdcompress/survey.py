@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from math import ceil, floor, log10
 from pathlib import Path
 
 from sdcompress.calibrate import ModelInputs
@@ -100,6 +101,7 @@ class Survey:
             settings=settings,
             scorer=self.judging.instruments.scorer,
             confirmed=options.confirmed,
+            checked=self.judging.instruments.checker,
         )
 
     def _sensitivity(self, variant: str) -> Sensitivity:
@@ -110,6 +112,7 @@ class Survey:
             calls=[line.calibrated_key, self.recipe.search.timesteps],
             groups=[asdict(one) for one in experiment.groups],
             confirmed=experiment.confirmed,
+            checked=experiment.checked,
             settings=asdict(experiment.settings),
             shots=[asdict(one) for one in experiment.shots],
             scorer=experiment.scorer.hashes(),
@@ -135,7 +138,7 @@ class Survey:
         models = {name: folder / IR_NAME for name, folder in self.variants.items()}
         costs = self.cost_of(models, "of every variant")
         wanted = self.recipe.search
-        by_memory = wanted.objective == "memory" or wanted.memory_mb_max is not None
+        by_memory = wanted.objective == "memory" or wanted.memory_max is not None
         if by_memory and not any(one.executed_bytes for one in costs[PLAIN].groups):
             raise InputError(
                 f"recipe {self.recipe.name}: {self.recipe.device} does not tell how it keeps "
@@ -210,14 +213,35 @@ class Survey:
     def limits(self) -> Limits:
         """What the limits of the search and the budget of the file leave to the groups."""
         wanted, ratio = self.recipe.search, self.recipe.budgets.unet_bytes_ratio
-        files = [wanted.size_mb_max and wanted.size_mb_max * 1e6, ratio and ratio * self.file_bytes]
+        files = [wanted.size_bytes, ratio and ratio * self.file_bytes]
         least = min((one for one in files if one is not None), default=None)
         return Limits(
             seconds=wanted.latency_ratio_max and self._seconds_allowed(wanted.latency_ratio_max),
             stored_bytes=least and max(0.0, least - self._other_bytes()),
-            executed_bytes=wanted.memory_mb_max
-            and max(0.0, wanted.memory_mb_max * 1e6 - self._other_memory()),
+            executed_bytes=wanted.memory_bytes
+            and max(0.0, wanted.memory_bytes - self._other_memory()),
         )
+
+    def reachable(self, least: Mapping[str, float]) -> Iterator[str]:
+        """Yields each limit in the recipe's words, and what can be kept to instead.
+
+        `least` is what all groups together take at least, by the field of `Option`.
+        """
+        wanted, ratio = self.recipe.search, self.recipe.budgets.unet_bytes_ratio
+        if "seconds" in least and wanted.latency_ratio_max is not None:
+            plain = self.costs[PLAIN]
+            fixed = plain.seconds - sum(one.seconds for one in plain.groups)
+            share = (fixed + least["seconds"]) / plain.seconds
+            yield f"search.latency_ratio_max {wanted.latency_ratio_max:g}: {_up(share)} at least"
+        if "stored_bytes" in least:
+            file = self._other_bytes() + least["stored_bytes"]
+            if wanted.size_max is not None:
+                yield f"search.size_max {wanted.size_max}: {_up(file / 1e6)}MB at least"
+            if ratio is not None:
+                yield f"budgets.unet_bytes_ratio {ratio:g}: {_up(file / self.file_bytes)} at least"
+        if "executed_bytes" in least:
+            memory = self._other_memory() + least["executed_bytes"]
+            yield f"search.memory_max {wanted.memory_max}: {_up(memory / 1e6)}MB at least"
 
     @property
     def file_bytes(self) -> int:
@@ -241,3 +265,9 @@ class Survey:
             ir_bytes(folder) - sum(one.stored_bytes for one in self.costs[name].groups)
             for name, folder in self.variants.items()
         )
+
+
+def _up(value: float) -> str:
+    """Three digits, not less than the value."""
+    unit = 10.0 ** (floor(log10(value)) - 2) if value > 0.0 else 1.0
+    return f"{ceil(value / unit) * unit:.3g}"

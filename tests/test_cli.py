@@ -74,7 +74,8 @@ def test_recipes_are_listed_and_explained() -> None:
     explained = run("recipes", "unet_int8").output
     assert "Full 8-bit post-training quantization" in explained
     assert "clip_score_drop" in explained
-    assert "did you mean 'unet_int8'" in fault("recipes", "unet_int88")
+    for command in ("recipes", "quantize"):
+        assert "did you mean 'unet_int8'" in fault(command, "unet_int88")
 
 
 def test_a_broken_recipe_writes_nothing(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from sdcompress.search.sensitivity import (
     OVERFLOWED,
     DrawnError,
     GroupError,
+    Keeper,
     Sensitivity,
     noise_share,
 )
-from sdcompress.search.solver import Limits, Option, ladder, solve, total
+from sdcompress.search.solver import Limits, Option, ladder, least_of_each, solve, total
 from sdcompress.search.switchboard import Switchboard, compressed_layers
 from sdcompress.search.writing import as_method
 from sdcompress.searching import close_in
@@ -228,13 +229,13 @@ def test_what_was_measured_is_held_against_the_limits() -> None:
         stored_bytes=9_000_000,
         executed_bytes=8e6,
     )
-    kept = ("search={latency_ratio_max: 0.62, size_mb_max: 9, memory_mb_max: 8}",)
+    kept = ("search={latency_ratio_max: 0.62, size_max: 9MB, memory_max: 0.008GB}",)
     assert list(excess(quick_recipe("unet_int8", *kept), found, 18_000_000)) == []
-    broken = ("search={latency_ratio_max: 0.6, size_mb_max: 8.5}", "budgets.unet_bytes_ratio=0.4")
+    broken = ("search={latency_ratio_max: 0.6, size_max: 8.5 MB}", "budgets.unet_bytes_ratio=0.4")
     assert list(excess(quick_recipe("unet_int8", *broken), found, 18_000_000)) == [
         "0.62 instead of search.latency_ratio_max 0.6",
-        "9 instead of search.size_mb_max 8.5",
         "0.5 instead of budgets.unet_bytes_ratio 0.4",
+        "9 MB instead of search.size_max 8.5 MB",
     ]
 
 
@@ -246,7 +247,7 @@ def hunted(*candidates: Candidate) -> Hunt:
 CHOICE = {"mid_block resnet": "w8a8"}
 OWN = Candidate("as the recipe says", VARIANTS["w8a8"], {}, 2, None)
 LIGHT = replace(OWN, name="choice 1", choice=CHOICE)
-LARGE = replace(LIGHT, name="choice 2", excess=("9 instead of search.size_mb_max 8",))
+LARGE = replace(LIGHT, name="choice 2", excess=("9 MB instead of search.size_max 8MB",))
 WORSE = replace(LIGHT, name="choice 3", outcome="failed")
 WRONG_OWN = replace(OWN, outcome="failed")
 PLAIN_OWN = replace(OWN, method=Fp16(method="fp16"))
@@ -263,12 +264,12 @@ PLAIN_OWN = replace(OWN, method=Fp16(method="fp16"))
             set(),
             ["choice 1"],
             r"error of choice 1 [^!]*mid_block resnet +as w8a8 +20\.0 dB[^!]*Not evaluated:\n"
-            r"  choice 3: broke budgets[^!]*\n  choice 2: 9 instead of",
+            r"  choice 3: broke budgets[^!]*\n  choice 2: 9 MB instead of",
         ),
         ((LIGHT, OWN), set(), ["choice 1", OWN.name], "last .*as the recipe says:[^!]*of choice 1"),
         ((WRONG_OWN, WORSE), set(), ["choice 3"], "the last .*choice 3"),
         ((LARGE, WRONG_OWN), set(), [OWN.name], r"the last .*as the recipe says:\nclip_score_drop"),
-        ((LARGE,), set(), [], "no candidate keeps to the limits[^!]*choice 2: 9 instead of"),
+        ((LARGE,), set(), [], "no candidate keeps to the limits[^!]*choice 2: 9 MB instead of"),
         # Nothing would be compressed.
         ((PLAIN_OWN, LARGE), {OWN.name}, [], "no candidate keeps to the limits"),
     ],
@@ -297,10 +298,10 @@ def test_candidates_are_evaluated_in_their_order_until_one_passes(
     outcome = nullcontext() if message is None else pytest.raises(QualityGateFailed, match=message)
     with outcome:
         recipe = quick_recipe("unet_int8")
-        chosen, run = searching._confirmed(
+        chosen, run, refused = searching._confirmed(
             recipe, hunted(*candidates), tmp_path, Noting(), ignore_preflight=False
         )
-        assert (chosen.name, run) == (evaluated[-1], "run")
+        assert (chosen.name, run, refused) == (evaluated[-1], "run", len(evaluated) - 1)
     assert seen == evaluated
 
 
@@ -391,6 +392,23 @@ def test_among_equal_costs_the_smaller_error_is_taken() -> None:
     assert set((solve(many, "size", Limits()) or {}).values()) == {"fine"}
 
 
+def test_limits_out_of_reach_are_told_with_what_is_in_reach() -> None:
+    options = [
+        Option("g", "quick", 0.1, 0.0, seconds=1, stored_bytes=9, executed_bytes=5),
+        Option("g", "small", 0.1, 0.0, seconds=4, stored_bytes=2, executed_bytes=5),
+        Option("g", "exact", 0.0, 0.0, seconds=9, stored_bytes=9, executed_bytes=9),
+    ]
+
+    def least(**limits: float) -> dict[str, float] | None:
+        return least_of_each(options, Limits(**limits), lambda *_: None)
+
+    assert least(seconds=4, stored_bytes=2) is None
+    assert least(seconds=0.5) == {"seconds": 1}
+    # Each can be kept, but not both.
+    assert least(seconds=3, stored_bytes=3) == {"seconds": 4, "stored_bytes": 9}
+    assert least(seconds=3, executed_bytes=4) == {"seconds": 1, "executed_bytes": 5}
+
+
 def test_a_limit_of_nothing_leaves_what_has_none() -> None:
     options = [Option("g", "exact", 0.0, 0.0, 9, 1, 1), Option("g", "quick", 0.1, 0.0, 1, 1, 1)]
     assert solve(options, "latency", Limits(noise=0.0)) == {"g": "exact"}
@@ -427,6 +445,32 @@ def test_a_choice_is_written_in_few_patterns_that_say_the_same(
     for group in groups:
         for layer in group.layers:
             assert (method.variant_of(layer) or "fp16") == choice[group.name]
+
+
+def test_many_layers_are_named_in_patterns_of_a_readable_length(baseline: Path) -> None:
+    layers = [one.name for one in layers_of(baseline / "unet" / IR_NAME)]
+    single = group_layers(layers, "layer")
+    choice = {one.name: ("w8a8", "weights8")[index % 2] for index, one in enumerate(single)}
+    method = as_method(choice, single, VARIANTS)
+    assert isinstance(method, Mixed)
+    assert max(map(len, method.layers)) <= 100
+    assert all(method.variant_of(one.layers[0]) == choice[one.name] for one in single)
+
+
+def test_what_was_measured_before_does_not_count_as_speed(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def keeper() -> Keeper:
+        return Keeper(tmp_path, {"calls": 2, "drawn": 5}, 23, lambda *one: told.append(one))
+
+    first, error = keeper(), GroupError("a", (0.1,))
+    for index in range(2):
+        first.kept("calls", index, GroupError, lambda: error)
+    again = keeper()
+    assert again.kept("calls", 1, GroupError, pytest.fail) == error
+    again.kept("drawn", 0, DrawnError, lambda: DrawnError("a", 0.1, 0.1))
+    again.finish()
+    assert told == [(2, 23), (4, 23), (4, 23), (9, 23), (23, 23)]
 
 
 def test_a_choice_of_one_variant_throughout_is_that_method(groups: tuple[Group, ...]) -> None:

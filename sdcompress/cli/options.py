@@ -2,12 +2,13 @@
 
 import functools
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from sdcompress.sizes import parse_size
 
 if TYPE_CHECKING:
     from sdcompress.recipe import Recipe
@@ -18,8 +19,6 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmsolver++",
                "sde-dpmsolver++", "dpmsolver++-singlestep", "unipc", "lcm")  # fmt: skip
-_UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG]i?B)", re.IGNORECASE)
 
 
 class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
@@ -30,10 +29,10 @@ class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since cl
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = _SIZE.fullmatch(str(value).strip())
-        if not found or not float(found["number"]):
-            self.fail(f"{value}: write a size such as 2GB, 1500MB or 1.5GiB", param, ctx)
-        return int(float(found["number"]) * _UNITS[found["unit"].lower()])
+        try:
+            return parse_size(str(value))
+        except ValueError as fault:
+            self.fail(str(fault), param, ctx)
 
 
 def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,12 +43,14 @@ def recipe_arguments(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
                   help="Change one recipe value; may be repeated.")  # fmt: skip
     @click.option("--device", help="OpenVINO device, instead of the recipe's.  [default: CPU]")
-    @click.option("--fresh", is_flag=True, help="Build every stage anew, reuse nothing.")
     @click.option(
-        "--output",
-        type=FOLDER,
-        help="Where to write.  [default: a folder in build/ named after the recipe]",
+        "--fresh",
+        is_flag=True,
+        help="Build and measure all stages anew. A search's last evaluation is not repeated.",
     )
+    @click.option("--output", type=FOLDER,
+                  help="Where to write.  [default: a folder in build/ named after the recipe, of a "
+                  "search with -search behind]")  # fmt: skip
     @functools.wraps(command)
     def loading(
         recipe: str, model: str | None, overrides: tuple[str, ...], device: str | None, **rest: Any
@@ -90,7 +91,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def load_named(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
     """Loads a recipe file, or the shipped recipe of that name."""
-    from sdcompress.catalogue import shipped_recipes
+    from sdcompress.catalogue import recipe_file
     from sdcompress.recipe import load_recipe
 
-    return load_recipe(shipped_recipes().get(recipe, Path(recipe)), overrides)
+    return load_recipe(recipe_file(recipe), overrides)

@@ -22,6 +22,8 @@ BASELINE, COMPRESSED = SERIES[0], SERIES[1]
 _CSS = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
+_HEAT_DB = (0.0, 60.0)  # below it more is lost than left; what is above decides nothing
+_LOST = "#8b0000"
 _PARTS = ("text_encoder", "unet", "vae_decoder", "other")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -166,17 +168,26 @@ def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, y
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
 ) -> str:
-    """Values in dB of rows by columns: the darker, the more is lost."""
+    """Values in dB of rows by columns: the darker, the more is lost.
+
+    All maps have the same scale, so that they can be compared.
+    """
+    import matplotlib as mpl
+
+    low, high = _HEAT_DB
+    colours = mpl.colormaps["viridis"].with_extremes(under=_LOST)
 
     def draw(axes: "Axes") -> None:
-        mesh = axes.pcolormesh(values, cmap="viridis", edgecolors=_GRID, linewidth=0.4)
+        mesh = axes.pcolormesh(
+            values, cmap=colours, vmin=low, vmax=high, edgecolors=_GRID, linewidth=0.4
+        )
         axes.set_yticks([place + 0.5 for place in range(len(rows))], rows, fontsize=8)
         axes.set_xticks([place + 0.5 for place in range(len(columns))], columns)
         axes.invert_yaxis()
         axes.set(xlabel="timestep (from noise to picture)")
         axes.grid(visible=False)
         if axes.figure is not None:
-            axes.figure.colorbar(mesh, ax=axes, label="SQNR in dB")
+            axes.figure.colorbar(mesh, ax=axes, label="SQNR in dB", extend="both")
 
     return _svg(title, draw, height=0.19 * len(rows) + 1.4)
 

@@ -29,6 +29,7 @@ def write_search(folder: Path, recipe: Recipe, hunt: Hunt, verdict: str) -> None
 
 def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
     """A table's rows, the heading first."""
+    checked = any("checker" in one.figures for one in hunt.candidates)
     yield (
         "candidate",
         "layers",
@@ -38,6 +39,7 @@ def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
         "CLIP score",
         "95 % interval",
         "SSIM",
+        *(["checker"] if checked else []),
         "least SQNR",
         "budgets",
         "front",
@@ -53,6 +55,7 @@ def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
             f"{score.value:+.2f}",
             _interval(score),
             f"{one.figures['ssim'].value:.3f}",
+            *([f"{one.figures['checker'].value:+.0f} %"] if checked else []),
             "-" if one.least_unet_db is None else f"{one.least_unet_db:.1f} dB",
             _standing(one),
             "yes" if one.on_front else "",
@@ -165,7 +168,7 @@ def _group_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
 
 
 def _drawn_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
-    yield "variant", "group", "SQNR of a call", "SQNR of the latents", "content"
+    yield "variant", "group", "SQNR of a call", "of the latents", "SSIM", "content", "checker"
     for name, sensitivity in hunt.sensitivities.items():
         for one in sensitivity.drawn:
             calls = {error.group: error.mean_noise for error in sensitivity.errors}
@@ -174,5 +177,7 @@ def _drawn_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
                 one.group,
                 f"{decibels(calls[one.group]):.1f} dB",
                 f"{decibels(one.noise):.1f} dB",
+                "-" if one.ssim is None else f"{one.ssim:.3f}",
                 f"{one.content:.4f}",
+                "-" if one.checker is None else f"{one.checker:+.0f} %",
             )

@@ -7,7 +7,7 @@ variant. The groups with the largest errors are then confirmed on short trajecto
 which tell how a group's error grows on the way to the picture.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import log10
@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sdcompress.demo.checker import check
 from sdcompress.evaluate.clip_score import ClipEyes, ClipScorer
 from sdcompress.evaluate.clip_similarity import clip_similarities
+from sdcompress.evaluate.picture_tensor import as_tensor
 from sdcompress.evaluate.pictures import BASELINE_PRECISION, Shot, Variant
 from sdcompress.evaluate.sqnr import denoise_shot
+from sdcompress.evaluate.ssim import ssim
 from sdcompress.ir import IR_NAME
 from sdcompress.progress import Advance
 from sdcompress.runtime import NotFiniteError, Settings
@@ -56,11 +59,18 @@ class GroupError:
 
 @dataclass(frozen=True)
 class DrawnError:
-    """The same at the end of short trajectories, of the latents and of the pictures: means."""
+    """The same at the end of short trajectories, of the latents and of the pictures: means.
+
+    `ssim` is the likeness of the pictures to the baseline's; `checker` by how many percent more of
+    them show what their prompts state, where a rule-based checker can tell. What overflows makes no
+    pictures.
+    """
 
     group: str
     noise: float
     content: float
+    ssim: float | None = None
+    checker: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class Experiment:
     """What a variant's groups are judged on.
 
     `shots` are drawn with `settings` in short; `confirmed` is of how many groups by each yardstick.
+    `checked` tells that the checker understands their prompts.
     """
 
     baseline: Path
@@ -111,25 +122,33 @@ class Experiment:
     settings: Settings
     scorer: ClipScorer
     confirmed: int
+    checked: bool
 
 
-def measure_sensitivity(experiment: Experiment, folder: Path, on_group: Advance) -> Sensitivity:
-    """Measures group by group; what is measured is kept in `folder`, and not measured again."""
+def measure_sensitivity(experiment: Experiment, folder: Path, on_call: Advance) -> Sensitivity:
+    """Measures group by group; what is measured is kept in `folder`, and not measured again.
+
+    `on_call` is told of the UNet's calls.
+    """
     meter = _Meter(experiment)
     wanted = [*(group.name for group in meter.board.groups), WHOLE]
-    most = len(wanted) + 2 * experiment.confirmed + 1
+    calls = {
+        "calls": len(experiment.calls),
+        "drawn": len(experiment.shots) * experiment.settings.steps,
+    }
+    # Both yardsticks may name the same group, so that fewer are drawn.
+    most = len(wanted) * calls["calls"] + (2 * experiment.confirmed + 1) * calls["drawn"]
+    keeper = Keeper(folder, calls, most, on_call)
     content = {one.name for one in experiment.groups if one.kind in CONTENT_KINDS} | {WHOLE}
     errors = []
     for index, name in enumerate(wanted):
         measure = partial(meter.of_calls, name, shows_content=name in content)
-        errors.append(_kept(folder / f"calls-{index:04d}.json", GroupError, measure))
-        on_group(index + 1, most)
+        errors.append(keeper.kept("calls", index, GroupError, measure))
     drawn = []
     for index, name in enumerate(_worth_drawing(errors, experiment.confirmed)):
         measure_drawn = partial(meter.of_pictures, name)
-        drawn.append(_kept(folder / f"drawn-{index:04d}.json", DrawnError, measure_drawn))
-        on_group(len(wanted) + index + 1, most)
-    on_group(most, most)
+        drawn.append(keeper.kept("drawn", index, DrawnError, measure_drawn))
+    keeper.finish()
     timesteps = tuple(call.timestep for call in experiment.calls)
     return Sensitivity(timesteps, tuple(errors), tuple(drawn))
 
@@ -140,10 +159,31 @@ def _growth(pairs: Sequence[tuple[float, float]]) -> float:
     return float(np.median(found)) if found else 1.0
 
 
-def _kept(file: Path, kind: type[T], measure: Callable[[], T]) -> T:
-    if not file.exists():
-        write_record(file, kind, measure())
-    return read_record(file, kind)
+class Keeper:
+    """Keeps figures in files of their own, and tells how many calls of the UNet are done.
+
+    `calls` is what a figure of each kind takes, `most` what all of them do.
+    """
+
+    def __init__(self, folder: Path, calls: Mapping[str, int], most: int, on_call: Advance) -> None:
+        self._folder, self._calls, self._most, self._on_call = folder, calls, most, on_call
+        self._done = sum(
+            len(list(folder.glob(f"{kind}-*.json"))) * each for kind, each in calls.items()
+        )
+        if self._done:  # at once, so that it does not count as speed
+            on_call(self._done, self._most)
+
+    def kept(self, kind: str, index: int, record: type[T], measure: Callable[[], T]) -> T:
+        """What was measured before, or now."""
+        file = self._folder / f"{kind}-{index:04d}.json"
+        if not file.exists():
+            write_record(file, record, measure())
+            self._done += self._calls[kind]
+            self._on_call(self._done, self._most)
+        return read_record(file, record)
+
+    def finish(self) -> None:
+        self._on_call(self._most, self._most)
 
 
 def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
@@ -154,6 +194,19 @@ def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
     by_content = sorted(seen, key=lambda one: -(one.content or 0.0))
     yield from dict.fromkeys(one.group for one in (*by_noise[:most], *by_content[:most]))
     yield WHOLE
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures uint8 [n, h, w, 3], their latents [n, 4, h/8, w/8] and embeddings [n, d].
+
+    `shown` is the percentage of them that show what their prompts state.
+    """
+
+    latents: Array
+    pictures: Array
+    looks: Array
+    shown: float | None
 
 
 class _Meter:
@@ -188,13 +241,19 @@ class _Meter:
     def of_pictures(self, name: str) -> DrawnError:
         switched = self._switched(name)
         try:
-            latents = np.concatenate([self._draw(shot, switched) for shot in self._plan.shots])
-            content = content_loss(self._expected_pictures, self._embed(latents))
+            drawn = self._drawn(switched)
         except NotFiniteError:
             return DrawnError(name, OVERFLOWED, _MOST_LOSS)
-        pairs = zip(self._expected_latents, latents, strict=True)
-        noise = [noise_share(before, after) for before, after in pairs]
-        return DrawnError(name, float(np.mean(noise)), float(np.mean(content)))
+        before = self._expected_drawn
+        noise = [noise_share(*pair) for pair in zip(before.latents, drawn.latents, strict=True)]
+        pairs = zip(before.pictures, drawn.pictures, strict=True)
+        return DrawnError(
+            name,
+            float(np.mean(noise)),
+            float(np.mean(content_loss(before.looks, drawn.looks))),
+            float(np.mean([ssim(as_tensor(one), as_tensor(other)) for one, other in pairs])),
+            None if drawn.shown is None or before.shown is None else drawn.shown - before.shown,
+        )
 
     def _switched(self, name: str) -> Collection[str]:
         return {one.name for one in self.board.groups} if name == WHOLE else {name}
@@ -211,12 +270,18 @@ class _Meter:
         return self._look(self._expected)
 
     @cached_property
-    def _expected_latents(self) -> Array:
-        return np.concatenate([self._draw(shot, ()) for shot in self._plan.shots])
+    def _expected_drawn(self) -> "_Drawn":
+        return self._drawn(())
 
-    @cached_property
-    def _expected_pictures(self) -> Array:
-        return self._embed(self._expected_latents)
+    def _drawn(self, switched: Collection[str]) -> "_Drawn":
+        shots = self._plan.shots
+        latents = np.concatenate([self._draw(shot, switched) for shot in shots])
+        pictures = self._pipeline.decode(latents, self._plan.settings)
+        shown = None
+        if self._plan.checked:
+            told = zip(pictures, shots, strict=True)
+            shown = 100.0 * float(np.mean([check(one, shot.prompt.text).ok for one, shot in told]))
+        return _Drawn(latents, pictures, self._eyes.embed(pictures), shown)
 
     def _look(self, answers: Sequence[Array]) -> Array:
         """What the picture that the middle prediction speaks of looks like to CLIP, [1, d]."""

@@ -5,7 +5,7 @@ solver finds is built and drawn with before anything is believed of it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -86,6 +86,27 @@ def solve(options: Sequence[Option], objective: str, limits: Limits) -> Choice |
     if found.x is None:
         return None
     return {one.group: one.variant for one, x in zip(useful, found.x, strict=True) if x > 0.5}
+
+
+def least_of_each(
+    options: Sequence[Option], limits: Limits, advance: Advance
+) -> dict[str, float] | None:
+    """The least of each limited cost, within the other limits where these can be kept.
+
+    None where all limits can be kept together.
+    """
+    if solve(options, "size", limits) is not None:
+        return None
+    fields = {
+        name: field for name, field in OBJECTIVES.items() if getattr(limits, field) is not None
+    }
+    found = {}
+    for done, (objective, field) in enumerate(fields.items(), 1):
+        others = replace(limits, **{field: None})
+        choice = solve(options, objective, others) or solve(options, objective, Limits())
+        found[field] = total(options, choice or {}, field)
+        advance(done, len(fields))
+    return found
 
 
 def _beaten(one: Option, options: Sequence[Option], figures: Collection[str]) -> bool:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 # One of the variants is the recipe's own method.
 REDUCED = (
     "search={objective: size, timesteps: 1, confirmed: 1, trajectory_steps: 2, candidates: 1, "
-    "prompts: 2, size_mb_max: 8.8, variants: {weights4: {method: int4_weights}, "
+    "prompts: 2, size_max: 8.8MB, variants: {weights4: {method: int4_weights}, "
     "w8a8: {method: int8, ignored: {patterns: ['.*conv_in.*', '.*conv_out.*']}}}}",
     "name=found_small",
 )
@@ -63,7 +63,7 @@ def test_it_keeps_to_the_limit_of_its_search(found: Found) -> None:
 
 def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     assert sorted(one.name for one in found.folder.iterdir()) == [
-        "recipe.search.yaml",
+        "found_small.search.yaml",
         "search.html",
         "search.json",
     ]
@@ -162,11 +162,25 @@ def test_when_nothing_passes_it_says_what_stands_in_the_way(
     assert kept == ["search.html", "search.json"]
 
 
+def test_limits_out_of_reach_are_told_in_the_recipes_words(
+    found: Found, build_folder: Path
+) -> None:
+    del found  # measured on the way
+    tight = reduced("search.size_max=2MB", "search.latency_ratio_max=0.01", "name=found_tight")
+    with pytest.raises(InputError, match=r"no choice of search\.variants keeps") as refusal:
+        search(tight, build_folder / "found_tight-search")
+    assert re.search(r"search\.size_max 2MB: \d[.\d]*MB at least", str(refusal.value))
+    assert re.search(r"search\.latency_ratio_max 0\.01: 0\.\d+ at least", str(refusal.value))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("search.variants={fp16: {method: int8}}", "every group may stay in 16 bits anyway"),
         ("search.variants={w: {method: fp16}}", "every group may stay in 16 bits anyway"),
+        ("search.variants={}", "there is nothing to choose from"),
+        ("search.size_max=700", "700: write a size such as 2GB"),
+        ("search.memory_max=700 kB", "write a size such as 2GB"),
         ("search.trajectories=3", r"there are 2 search\.prompts"),
     ],
 )
@@ -176,9 +190,6 @@ def test_settings_that_make_no_sense_are_faults_of_the_recipe(override: str, mes
 
 
 def test_what_it_cannot_do_is_told_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none of search\.variants is calibrated"):
-        weights = quick_recipe("unet_int8", "search.variants={w: {method: int8_weights}}")
-        search(weights, tmp_path / "found")
     with pytest.raises(InputError, match=r"asks for 400 calls, but \d+ are recorded"):
         search(reduced("search.timesteps=400"), tmp_path / "found")
     for folder in (".", Path.cwd().anchor):
