@@ -16,7 +16,7 @@ from sdcompress.evaluate.checker import speaks_of_scenes
 from sdcompress.isolation import run_isolated
 from sdcompress.judging import Judging, find_judging
 from sdcompress.line import Line, find_material
-from sdcompress.methods import COMPONENTS, PLAIN, Int8
+from sdcompress.methods import COMPONENTS, PLAIN, Int8, Method
 from sdcompress.opening import look_ahead, production_line
 from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate_search
 from sdcompress.processor import processor_brand
@@ -122,16 +122,14 @@ class _Page:
 def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
     """Measures, chooses, builds, draws and ranks."""
     survey = Survey(recipe, line, judging)
-    contest, choices = Contest(line, judging, survey), _choices(survey)
+    contest, proposals = Contest(line, judging, survey), _proposals(survey)
     found = [contest.drawn(Proposal(OWN, recipe.compress.unet))]
 
     def attempt(place: int) -> bool:
-        choice = choices[place]
-        method = as_method(choice, survey.groups, recipe.search.variants)
-        found.append(contest.drawn(Proposal(f"choice {len(found)}", method, choice)))
+        found.append(contest.drawn(replace(proposals[place], name=f"choice {len(found)}")))
         return found[-1].outcome != "failed"
 
-    close_in(len(choices), recipe.search.candidates, attempt)
+    close_in(len(proposals), recipe.search.candidates, attempt)
     return Hunt(
         survey.groups,
         dict(survey.sensitivities),
@@ -140,6 +138,18 @@ def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
         contest.ranked(found),
         processor_brand(),
     )
+
+
+def _proposals(survey: Survey) -> list[Proposal]:
+    """The solver's choices from the cheapest on, without the recipe's own method."""
+    recipe, found = survey.recipe, list[Proposal]()
+    known: list[Method] = [recipe.compress.unet]
+    for choice in _choices(survey):
+        method = as_method(choice, survey.groups, recipe.search.variants)
+        if method not in known:
+            known.append(method)
+            found.append(Proposal("", method, choice))
+    return found
 
 
 def _choices(survey: Survey) -> list[Choice]:
@@ -153,8 +163,8 @@ def _choices(survey: Survey) -> list[Choice]:
         found = run_isolated(ladder, options, wanted.objective, limits, on_progress=advance)
     if not found or {one.variant for one in options} == {PLAIN}:
         raise InputError(
-            f"recipe {survey.recipe.name}: of search.variants, all that keeps to the limits "
-            "overflows: add gentler ones, or raise the limits"
+            f"recipe {survey.recipe.name}: of search.variants, all that keeps to the limits of "
+            "search and budgets overflows: add gentler ones, or raise limits"
         )
     found = [one for one in found if set(one.values()) != {PLAIN}]
     if not found:
@@ -182,8 +192,8 @@ def _require_reachable(survey: Survey, limits: Limits) -> None:
 def close_in(count: int, most: int, attempt: Callable[[int], bool]) -> None:
     """Tries the first of so many places, then halves the rest for the first that succeeds.
 
-    The last of `most` tries, and what else is left of them, go evenly to places behind it, the last
-    one among them, for what succeeds here may fail later on.
+    Of two tries and more the last, and what else is left of them, go evenly to places behind it,
+    the last one among them, for what succeeds here may fail later on.
     """
     low, high = -1, count
     tried: list[int] = []
@@ -256,13 +266,14 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
 def _blamed(hunt: Hunt, refused: Sequence[Candidate]) -> Iterator[str]:
     """Yields lines about the groups of the solver's last that was refused, if one was."""
     last = next((one for one in reversed(refused) if one.choice), None)
-    if last is None:
+    offenders = [] if last is None else hunt.offenders(last)
+    if last is None or not offenders:
         return
     yield (
         f"Groups that add most to the error of {last.name} (SQNR expected with one alone; CLIP's "
         "view of it):"
     )
-    for one in hunt.offenders(last):
+    for one in offenders:
         yield (
             f"  {one.group:<32} as {one.variant:<10} {decibels(one.noise):>6.1f} dB"
             f"   content {one.content:.4f}"

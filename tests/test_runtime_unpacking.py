@@ -33,9 +33,9 @@ def signed() -> ov.Node:
     return op.multiply(op.convert(op.constant(whole), "f32"), op.constant(np.float32(0.01)))
 
 
-def quantized(values: ov.Node) -> ov.Node:
-    low, high = op.constant(np.float32(-4)), op.constant(np.float32(4))
-    return op.fake_quantize(values, low, high, low, high, 256)
+def quantized(values: ov.Node, most: Any = 4.0, levels: int = 256) -> ov.Node:
+    low, high = (op.constant(np.asarray(one, np.float32)) for one in (-np.asarray(most), most))
+    return op.fake_quantize(values, low, high, low, high, levels)
 
 
 def convolved(values: ov.Node, weights: ov.Node) -> ov.Node:
@@ -114,6 +114,79 @@ def test_weights_with_a_zero_point_and_inputs_half_of_which_are_quantized_are_pa
         np.random.default_rng(2), 3))]  # fmt: skip
     model = ov.Model([op.result(one) for one in found], [values])
     assert unpack_convolutions(model) == 2
+
+
+def twice_as_wide(values: ov.Node, mode: str) -> ov.Node:
+    return op.interpolate(values, op.constant([8, 16]), mode, "sizes", axes=op.constant([2, 3]))
+
+
+def padded(values: ov.Node, filling: float) -> ov.Node:
+    side = op.constant([0, 0, 0, 1])
+    return op.pad(values, side, side, "constant", op.constant(np.float32(filling)))
+
+
+def joined_with(values: ov.Node, range_of_other: float) -> ov.Node:
+    return op.concat([quantized(values), quantized(op.tanh(values), range_of_other)], 2)
+
+
+ACTIVATIONS = {
+    "quantized": (quantized, True),
+    "widened by neighbours": (lambda one: twice_as_wide(quantized(one), "nearest"), True),
+    "widened by lines": (lambda one: twice_as_wide(quantized(one), "linear_onnx"), False),
+    "padded with nothing": (lambda one: padded(quantized(one), 0.0), True),
+    "padded with ones": (lambda one: padded(quantized(one), 1.0), False),
+    "joined with another range": (lambda one: joined_with(one, 1.0), True),
+    "joined with a far range": (lambda one: joined_with(one, 0.01), False),
+    "of 16 bits": (lambda one: quantized(one, levels=65536), False),
+    "by channel": (lambda one: quantized(one, np.linspace(1, 4, CHANNELS).reshape(1, -1, 1, 1)),
+                   False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_is_quantized_is_what_the_cpu_computes_in_integers(name: str) -> None:
+    made, in_integers = ACTIVATIONS[name]
+    values = input_of_network()
+    model = ov.Model([op.result(convolved(made(values), signed()))], [values])
+    (layer,) = layers_of_compiled(ov.Core().compile_model(model, "CPU"))
+    assert (layer.weights == "i8") == in_integers
+    assert unpack_convolutions(model) == (not in_integers)
+
+
+def test_weights_are_found_behind_scales_and_transposes(sample: np.ndarray) -> None:
+    values = input_of_network()
+    whole = op.constant(
+        np.random.default_rng(7).integers(-9, 9, (CHANNELS, CHANNELS, 1, 1), np.int8)
+    )
+    scaled = op.multiply(op.constant(np.float32(0.01)), op.convert(whole, "f32"))
+    turned = op.transpose(scaled, op.constant([1, 0, 2, 3]))
+    first = op.tanh(convolved(values, scaled))
+    model = ov.Model([op.result(convolved(convolved(first, turned), scaled))], [values])
+    plain = run(model, sample)
+    assert unpack_convolutions(model) == 3
+    np.testing.assert_allclose(run(model, sample), plain, rtol=1e-4, atol=1e-6)
+    # What two of them share stays shared.
+    assert content_of(model, 4, 0).kept_bytes == 2 * 4 * CHANNELS * CHANNELS
+
+
+def test_weights_in_half_precision_keep_their_type() -> None:
+    values = op.parameter([1, CHANNELS, 8, 8], np.float16)
+    whole = op.constant(np.ones((CHANNELS, CHANNELS, 1, 1), np.int8))
+    convolution = convolved(values, op.convert(whole, "f16"))
+    assert unpack_convolutions(ov.Model([op.result(convolution)], [values])) == 1
+    assert convolution.get_element_type() == ov.Type.f16
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("CPU", True), ("AUTO", True), ("AUTO:", True), ("HETERO:GPU,CPU", True), ("GPU", False),
+     ("AUTO:GPU,NPU", False)],
+)  # fmt: skip
+def test_a_device_that_may_be_the_cpu_is_known(
+    device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdcompress.runtime.device.require_device", lambda *_: None)
+    assert Target(device).may_be_cpu == expected
 
 
 def test_linear_layers_stay() -> None:

@@ -129,9 +129,9 @@ def _fitting_size(layout: ModelLayout, image: Image.Image, settings: Settings) -
             "is to be resized."
         )
     # A picture of any size is fitted to whole latent cells; a size asked for is not bent.
-    width = layout.side("width", settings.width or image.width // step * step)
-    height = layout.side("height", settings.height or image.height // step * step)
-    return width, height
+    width = image.width // step * step if settings.width is None else settings.width
+    height = image.height // step * step if settings.height is None else settings.height
+    return layout.side("width", width), layout.side("height", height)
 
 
 def begin_with_picture(

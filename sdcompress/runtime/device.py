@@ -62,7 +62,8 @@ class Target:
     @property
     def may_be_cpu(self) -> bool:
         """Whether the CPU is, or may be among, what the device's name stands for."""
-        return "CPU" in self.device or self.device in _VIRTUAL
+        kind, _, members = self.device.partition(":")
+        return "CPU" in (members or kind) or (kind in _VIRTUAL and not members)
 
 
 @contextmanager

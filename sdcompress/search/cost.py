@@ -23,7 +23,8 @@ from sdcompress.search.groups import Group
 from sdcompress.splitting import FIRST
 
 # Small models stay compiled for more rounds: their calls are over before a machine changes speed.
-_ROUNDS, _ROUNDS_OF_SMALL, _SMALL_BYTES = 2, 8, 50_000_000
+_ROUNDS, _ROUNDS_OF_SMALL = 2, 8
+_SMALL_BYTES, _SMALL_BYTES_OF_ALL = 50_000_000, 500_000_000
 # So many inferences are timed in a round, and more of a small model, for so many seconds.
 _CALLS, _MOST_CALLS, _SECONDS = 8, 100, 0.4
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "u8": 8, "i4": 4, "u4": 4}
@@ -64,7 +65,8 @@ def measure_costs(
 
     Floating-point layers run in the precision that the device picks by itself.
     """
-    small = max(xml_bytes(xml) for xml in models.values()) < _SMALL_BYTES
+    sizes = [xml_bytes(xml) for xml in models.values()]
+    small = max(sizes) < _SMALL_BYTES and sum(sizes) < _SMALL_BYTES_OF_ALL
     total = (_ROUNDS_OF_SMALL if small else _ROUNDS) * len(models)
     found: dict[str, ModelCost] = {}
     kept: dict[str, _Profiled] = {}
