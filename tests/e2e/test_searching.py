@@ -70,7 +70,11 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     told = json.loads((found.folder / "search.json").read_text())
     assert {one["name"] for one in told["candidates"]} == {"as the recipe says", "choice 1"}
     assert set(told["sensitivity"]) == {"w8a8", "weights4"}
+    for one in told["sensitivity"].values():
+        assert all(0.1 < drawn["ssim"] < 1.0 for drawn in one["drawn"])
+        assert all(drawn["checker"] in (-100.0, 0.0, 100.0) for drawn in one["drawn"])
     page = (found.folder / "search.html").read_text()
+    assert page.count(">checker<") == 2  # of the candidates, and of the groups drawn with
     assert f"{found.chosen.name} passed the gate." in page
     assert page.count("<svg") == 4  # two fronts, two heat maps
 
