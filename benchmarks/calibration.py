@@ -5,7 +5,7 @@ to pictures of prompts that nothing was calibrated on. Prints SQNR of its answer
 calls and at both ends of the trajectory, as one Markdown table, and what splitting layers does to
 the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` (``make
 bench-calibration MODEL=FOLDER``) for a full-size one such as that of ``make_sd21.py``, without what
-NNCF collects itself, which takes 16 GB there.
+NNCF collects itself, which takes 16 GB there, and without other prompts, which take hours.
 """
 
 import argparse
@@ -31,7 +31,8 @@ class Trial:
     name: str
     unet: dict[str, Any]
     convert: dict[str, bool] | None = None
-    by_nncf: bool = False
+    prompts: int | None = None
+    demo_only: bool = False
 
 
 def _w8a8(**options: Any) -> dict[str, Any]:
@@ -41,18 +42,20 @@ def _w8a8(**options: Any) -> dict[str, Any]:
 
 TRIALS = (
     Trial("as `unet_int8` and `sd21_base_int8` do it", _w8a8()),
+    *(Trial(f"as many inputs, of {count} prompts", _w8a8(), prompts=count, demo_only=True)
+      for count in (8, 16, 64, 128)),
     Trial("both ends of the UNet in 8 bits, too", _w8a8(ignored=[])),
     Trial("SmoothQuant 0.8", _w8a8(smooth_quant_alpha=0.8)),
     Trial("SmoothQuant 0.5", _w8a8(smooth_quant_alpha=0.5)),
     Trial("no SmoothQuant", _w8a8(smooth_quant_alpha=None)),
     Trial("symmetric activations", _w8a8(preset="performance")),
     Trial("no bias correction", _w8a8(bias_correction="none")),
-    Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), by_nncf=True),
+    Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), demo_only=True),
     Trial("ranges: median", _w8a8(ranges="median")),
     Trial("ranges: widest", _w8a8(ranges="widest")),
     Trial("ranges: narrowest_step", _w8a8(ranges="narrowest_step")),
-    Trial("ranges: percentile", _w8a8(ranges="percentile"), by_nncf=True),
-    Trial("ranges: mse", _w8a8(ranges="mse"), by_nncf=True),
+    Trial("ranges: percentile", _w8a8(ranges="percentile"), demo_only=True),
+    Trial("ranges: mse", _w8a8(ranges="mse"), demo_only=True),
     Trial("text keys and values in 16 bits", _w8a8(ignored=[*ENDS, TEXT])),
     Trial("text's first token apart, in 16 bits",
           _w8a8(ignored=[*ENDS, f".*{FIRST}"]), {"split_first_token": True}),
@@ -71,7 +74,7 @@ def main() -> None:
         one
         for one in TRIALS
         if (not options.only or any(text in one.name for text in options.only))
-        and (options.model == "demo" or not one.by_nncf)
+        and (options.model == "demo" or not one.demo_only)
     ]
     asked = f"{recipe.evaluate.sqnr_prompts} prompts, {recipe.sampling.steps} steps"
     print(f"{describe_machine()}; {asked}\n")
@@ -102,6 +105,9 @@ def _changed(recipe: Recipe, trial: Trial) -> Recipe:
         recipe = recipe.model_copy(
             update={"convert": recipe.convert.model_copy(update=trial.convert)}
         )
+    if trial.prompts:
+        fewer = recipe.calibrate.model_copy(update={"prompts": trial.prompts})
+        recipe = recipe.model_copy(update={"calibrate": fewer})
     method = type(recipe.compress.unet).model_validate(trial.unet)
     return recipe.with_unet(method)
 
