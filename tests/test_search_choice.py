@@ -268,7 +268,10 @@ def test_limits_out_of_reach_are_told_with_what_is_in_reach() -> None:
     ]
 
     def least(**limits: float) -> dict[str, float] | None:
-        return least_of_each(options, Limits(**limits), lambda *_: None)
+        told: list[tuple[int, int]] = []
+        found = least_of_each(options, Limits(**limits), lambda *at: told.append(at))
+        assert told[-1][0] == told[-1][1]
+        return found
 
     assert least(seconds=4, stored_bytes=2) is None
     assert least(seconds=0.5) == {"seconds": 1}

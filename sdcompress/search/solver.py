@@ -96,6 +96,7 @@ def least_of_each(
     None where all limits can be kept together.
     """
     if solve(options, "size", limits) is not None:
+        advance(1, 1)
         return None
     fields = {
         name: field for name, field in OBJECTIVES.items() if getattr(limits, field) is not None
