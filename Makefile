@@ -37,7 +37,7 @@ quantize: $(INSTALLED)
 	$(BIN)/sdcompress quantize recipes/unet_int8.yaml
 
 # Two processes: most tests keep one core busy. A file's tests stay in one of them; the longest
-# files come first.
+# files come first, and the second does not wait for what the first builds.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 

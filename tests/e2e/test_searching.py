@@ -109,7 +109,9 @@ def test_stopped_and_measured_anew_it_finds_the_same(found: Found, build_folder:
 
 
 def test_its_patterns_find_the_same_layers_in_a_fine_tune(found: Found, tmp_path: Path) -> None:
-    recipe = load_recipe(found.recipe, (f"model={fine_tuned(tmp_path / 'fine-tuned')}",))
+    tuned_model = fine_tuned(tmp_path / "fine-tuned")
+    quick = ("calibrate.prompts=1", "calibrate.samples=4")  # names are compared, not quality
+    recipe = load_recipe(found.recipe, (f"model={tuned_model}", *quick))
     progress = SilentProgress()
     material = find_material(recipe, progress)
     # In a store of its own: others take the one model that is converted in theirs.
