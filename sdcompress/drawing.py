@@ -91,6 +91,11 @@ class Engine:
         }
         return replace(base, **{name: one for name, one in given.items() if one is not None})
 
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether encoded prompts are kept: by hashes, which have to be those of the files."""
+        return self.cache_prompts and (self.verify != "never" or self.public_key is not None)
+
     def in_turn(self, tuning: Tuning, *, decodes_early: bool) -> bool:
         """Whether parts are given back before the next are loaded.
 
@@ -153,6 +158,8 @@ def draw(
     pipeline = engine.open(bundle, tuning)
     given = {name: value for name, value in settings.items() if value is not None}
     resolved = replace(_bundled(pipeline, fast=fast), **given)
+    if resolved.partly_guided:  # what a mode remembers of branches is for guidance throughout
+        pipeline.economy = Economy()
     _require_drawable(jobs, resolved, preview=preview)
     tuning = replace(tuning, batch=min(tuning.batch, len(jobs)))
     memory = _Memory(
@@ -172,7 +179,7 @@ def draw(
     watch = _Watch(calls * batches, f"{len(jobs)} x {calls} calls", shown)
     watched = memory_report or engine.max_memory is not None
     with watch, memory.peaks.watching() if watched else nullcontext():
-        cache = pipeline.prompt_cache() if engine.cache_prompts else None
+        cache = pipeline.prompt_cache() if engine.keeps_prompts else None
         drawn = memory.drawn(jobs, cache, lambda step: watch(step, pipeline))
         # By job: a picture that cannot be decoded is missing among those drawn.
         files = dict(zip(map(id, jobs), _numbered(output, len(jobs)), strict=True))

@@ -3,7 +3,7 @@
 import re
 
 _UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG]i?B)", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d{1,12}(\.\d+)?)\s*(?P<unit>[MG]i?B)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:

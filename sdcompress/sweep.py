@@ -86,7 +86,15 @@ def allowed(grid: Grid, recipe: Recipe) -> tuple[list[Shortcuts], list[str]]:
 
 
 def _require_allowed(shortcuts: Shortcuts, recipe: Recipe) -> None:
-    """Raises InputError when the recipe could not have them in its `runtime` section."""
+    """Raises InputError when the recipe could not have them in its `runtime` section.
+
+    Where nothing is guided, when guidance lasts would change nothing.
+    """
+    if recipe.sampling.branches == 1 and {"guidance_begin", "guidance_end"} & shortcuts.keys():
+        raise InputError(
+            f"cannot draw with {describe(shortcuts)}: sampling.guidance_scale is 1, so that no "
+            "call is guided"
+        )
     Recipe.of(recipe.as_dict() | {"runtime": shortcuts}, f"cannot draw with {describe(shortcuts)}")
 
 

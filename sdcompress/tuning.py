@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,11 +52,9 @@ def measure_grid(
     precision: str | None,
     tunings: Sequence[Tuning],
     images: int,
-    on_cell: Callable[[int, int], None],
-) -> list[Cell]:
+) -> Iterator[Cell]:
     """Measures every tuning in a child process. Raises EvaluationError if a child fails."""
-    cells = []
-    for done, tuning in enumerate(tunings, start=1):
+    for tuning in tunings:
         job = {
             "folder": str(bundle),
             "prompt": prompt,
@@ -68,16 +66,12 @@ def measure_grid(
             **asdict(tuning),
         }
         figures = measure_in_child(job)
-        cells.append(
-            Cell(
-                tuning,
-                figures["image_seconds"],
-                figures["images_per_second"],
-                figures["peak_rss_bytes"],
-            )
+        yield Cell(
+            tuning,
+            figures["image_seconds"],
+            figures["images_per_second"],
+            figures["peak_rss_bytes"],
         )
-        on_cell(done, len(tunings))
-    return cells
 
 
 def grid(

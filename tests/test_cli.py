@@ -19,6 +19,7 @@ from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.grammar import parse
 from sdcompress.demo.render import render
 from sdcompress.runtime import NotFiniteError, Pipeline, Settings
+from sdcompress.tuning import Cell, Tuning, remember
 
 PICTURE = Path(__file__).parents[1] / "docs/unet_int8.png"
 
@@ -51,6 +52,8 @@ def test_help_names_every_command() -> None:
         "pack",
         "unpack",
         "sign",
+        "sweep",
+        "search",
     ]
     assert all(f"\n  {verb}" in text for verb in verbs)
     for verb in verbs:
@@ -452,6 +455,24 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
         "-o", tmp_path / "x.png",
     )  # fmt: skip
     assert drawn.exit_code == 0, drawn.output
+
+
+@pytest.mark.parametrize(
+    ("until", "way"), [(1.0, "in one batch"), (0.5, "as is quickest")]
+)  # fmt: skip
+def test_branches_are_as_measured_where_guidance_lasts(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: float, way: str
+) -> None:
+    monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
+    best = {"latency": Cell(Tuning(branches="in one batch"), 1.0, 1.0, None)}
+    remember(bundle, "CPU", None, best)
+    drawn = run(
+        "generate", bundle, "a red ring", "--mode", "latency", "--steps", 2, "--memory-report",
+        "--guidance-end", until, "--verify", "never", "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
+    assert f"guidance branches {way}" in drawn.output
+    assert not (tmp_path / "cache/embeddings").exists()  # their hashes were not compared
 
 
 def test_verify_notices_a_changed_byte(bundle: Path, tmp_path: Path) -> None:

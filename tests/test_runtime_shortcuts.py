@@ -18,7 +18,7 @@ from toy_model import write_toy_model
 from sdcompress.runtime import Economy, InputError, Job, Pipeline, Settings
 from sdcompress.runtime.components import Component
 from sdcompress.runtime.device import Target, opened_model
-from sdcompress.runtime.economy import BRANCHES, choose_economy, expected_peaks
+from sdcompress.runtime.economy import BRANCHES, TOGETHER, choose_economy, expected_peaks
 from sdcompress.runtime.graph import split_gates
 from sdcompress.runtime.unet import OfferingUnet, OuterUnet, UnetComponent
 
@@ -323,9 +323,28 @@ def test_attention_reads_fewer_positions(
     assert np.abs(plain - expected).max() > 1e-3
 
 
+def test_with_shortcuts_8_bits_err_no_more_than_without(baseline: Path, bundle: Path) -> None:
+    pipeline = load(baseline)
+    texts = np.concatenate(pipeline.prompts.encode_jobs([JOB], pipeline.settings))
+    sample = np.concatenate([pipeline.initial_latents(1)] * 2)
+
+    def asked_twice(folder: Path, settings: Settings) -> np.ndarray:
+        network = load(folder, Economy(TOGETHER)).network(settings)
+        return np.stack([network(sample, 801.0, texts) for _ in range(2)])
+
+    def noise(settings: Settings) -> np.ndarray:
+        errors = asked_twice(bundle, settings) - asked_twice(baseline, settings)
+        return np.square(errors).mean(axis=(1, 2, 3, 4))
+
+    usual = noise(Settings()).max()
+    for interval, stride in ((2, 1), (1, 2), (2, 2)):
+        shortcuts = Settings(cache_interval=interval, attention_stride=stride)
+        assert noise(shortcuts).max() < 1.5 * usual
+
+
 def test_fewer_positions_need_fixed_shapes(baseline: Path) -> None:
     pipeline = Pipeline.load(baseline, static=False, verify="never")
-    with pytest.raises(InputError, match="leave out --dynamic"):
+    with pytest.raises(InputError, match="draw with --static"):
         pipeline.draw([JOB], Settings(steps=2, attention_stride=2))
 
 

@@ -101,6 +101,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "tokenizer/merges.txt").write_text("x"),
         "not listed in the manifest, yet it would be read",
     ),
+    "planted decoder": (
+        lambda f: shutil.copytree(f / "vae_decoder", f / "tiny_decoder"),
+        "tiny_decoder/openvino_model.bin: not listed in the manifest",
+    ),
 }
 
 

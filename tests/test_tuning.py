@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from toy_model import write_toy_model
 
-from sdcompress.errors import InputError
+from sdcompress.cli import main
+from sdcompress.errors import EvaluationError, InputError
 from sdcompress.runtime import Pipeline, Settings
 from sdcompress.tuning import Cell, Tuning, grid, recall, remember
 
@@ -28,7 +31,8 @@ def test_only_what_the_file_allows_is_another_way(tmp_path: Path) -> None:
         Pipeline.load(write_toy_model(tmp_path / str(batch), batch=batch)) for batch in (-1, 2)
     )
     assert free.other_branches(Settings()) == ("in one batch", "in turn")
-    assert free.other_branches(Settings(guidance_end=0.5)) == ("in one batch", "side by side")
+    # These would compile anew in every picture.
+    assert free.other_branches(Settings(guidance_end=0.5)) == ()
     assert free.other_branches(Settings(guidance_scale=1.0)) == ()
     assert fixed.other_branches(Settings()) == ()
 
@@ -66,3 +70,46 @@ def test_another_version_and_other_shortcuts_are_measured_anew(
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="was not measured"):
         recall(copy, "CPU", None, "latency")
+
+
+def bench(folder: Path, *options: object) -> tuple[int, str]:
+    given = ["bench", str(folder), "--streams", "1", "--steps", "2", *map(str, options)]
+    done = CliRunner().invoke(main, given)
+    return done.exit_code, done.output
+
+
+def test_what_was_measured_before_a_failure_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measure(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job["batch"])
+        if job["batch"] > 1:
+            raise EvaluationError("measuring failed (exit -9): no memory")
+        return {"image_seconds": 1.5, "images_per_second": 0.5, "peak_rss_bytes": 2e9}
+
+    monkeypatch.setattr("sdcompress.tuning.measure_in_child", measure)
+    code, output = bench(write_toy_model(tmp_path / "toy"))
+    assert code != 0
+    assert asked == [1, 2]
+    assert "1.500 s" in output
+    assert "no memory" in output
+
+
+def test_a_file_for_one_picture_is_measured_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = write_toy_model(tmp_path / "toy", batch=2)
+    code, output = bench(fixed, "--batch", 2)
+    assert code == 2
+    assert "--batch can only be 1" in output
+    asked: list[int] = []
+
+    def measure(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job["batch"])
+        raise EvaluationError("enough")
+
+    monkeypatch.setattr("sdcompress.tuning.measure_in_child", measure)
+    bench(fixed)
+    assert asked == [1]

@@ -80,7 +80,9 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--cache-size", type=MemorySize(), default="4GB", show_default=True,
                      help="What they may take there; those not used for longest go."),
         click.option("--verify", type=click.Choice(["once", "always", "never"]), default="once",
-                     show_default=True, help="When to compare hashes with the manifest."),
+                     show_default=True,
+                     help="When to compare hashes with the manifest; encoded prompts are not kept "
+                          "under hashes that never are."),
         click.option("--public-key", type=FILE,
                      help="Refuse a bundle not signed by this key; hashes are always compared."),
     )  # fmt: skip

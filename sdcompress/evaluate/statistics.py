@@ -42,9 +42,3 @@ def mean_interval(
     # The bootstrap of two or three values may have no ends at all.
     low, high = np.fmin(interval.low, mean - half), np.fmax(interval.high, mean + half)
     return Interval(mean, float(low), float(high))
-
-
-def paired_difference(baseline: Array, candidate: Array, *, resamples: int = 10_000) -> Interval:
-    """The mean of candidate - baseline, float [n] each, with its interval as `mean_interval`'s."""
-    differences = np.asarray(candidate, np.float64) - np.asarray(baseline, np.float64)
-    return mean_interval(differences, resamples=resamples)

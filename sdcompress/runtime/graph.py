@@ -119,7 +119,7 @@ def _split_gate(split: ov.Node) -> int:
     bias = _input_node(split, 0)
     product = _input_node(bias, 0) if bias.get_type_name() == "Add" else bias
     if product.get_type_name() != "MatMul" or len(split.outputs()) != 2:
-        return False
+        return 0
     attributes = product.get_attributes()
     widths = [output.partial_shape[-1] for output in split.outputs()]
     if attributes["transpose_a"] or not attributes["transpose_b"] or widths[0].is_dynamic:

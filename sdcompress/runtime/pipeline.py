@@ -17,7 +17,7 @@ from sdcompress.runtime.components import Component, Shapes, TextEncoder, VaeDec
 from sdcompress.runtime.content import Content
 from sdcompress.runtime.denoise import OnStep, Unet, denoise, require_finite
 from sdcompress.runtime.device import CACHE_BYTES, Target, precision_by_default
-from sdcompress.runtime.economy import BRANCHES, SIDE_BY_SIDE, Economy
+from sdcompress.runtime.economy import SIDE_BY_SIDE, Economy
 from sdcompress.runtime.embeddings import EmbeddingCache
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.image import to_pixels
@@ -134,12 +134,14 @@ class Pipeline:
         """The whole UNet as the denoising loop asks it; wrap it and pass that to `denoise`."""
         return self._unets.asked(Settings(), self.economy, 1)
 
+    @property
+    def any_batch(self) -> bool:
+        """Whether several pictures can be drawn at once."""
+        return self._unets.declared.any_batch
+
     def other_branches(self, settings: Settings) -> tuple[str, ...]:
-        """The ways to ask for the branches of guidance that are not the usual one here."""
-        if not settings.guided or not self._unets.declared.any_batch:
-            return ()
-        usual = self._unets.branches(settings, Economy())
-        return tuple(way for way in BRANCHES if way != usual)
+        """The ways to ask for the branches of guidance that may be quicker than the usual one."""
+        return self._unets.other_branches(settings)
 
     def network(self, settings: Settings, pictures: int = 1) -> Unet:
         """What `denoise` asks with these settings, which may leave out some of the UNet's work.

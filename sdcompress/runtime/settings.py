@@ -91,6 +91,11 @@ class Settings:
         """Whether the negative prompt takes part; at a guidance scale of 1 it would cancel out."""
         return self.guidance_scale != 1.0
 
+    @property
+    def partly_guided(self) -> bool:
+        """Whether some calls of the UNet are guided and others are not."""
+        return self.guided and (self.guidance_begin, self.guidance_end) != (0.0, 1.0)
+
     def guided_calls(self, calls: int) -> range:
         """Which of so many calls of the UNet are guided; one at least."""
         if not self.guided:

@@ -20,7 +20,10 @@ from sdcompress.runtime.manifest import (
 )
 
 CHOICES = ("once", "always", "never")
-_READ = {*COMPONENTS, "vae_encoder", "scheduler", "tokenizer", "model_index.json"}
+_READ = {
+    *(*COMPONENTS, "tiny_decoder", "vae_encoder"),
+    *("scheduler", "tokenizer", "model_index.json"),
+}
 _log = logging.getLogger(__name__)
 
 

@@ -18,7 +18,7 @@ from sdcompress.runtime.arrays import Array, Float32
 from sdcompress.runtime.components import Component, Shapes
 from sdcompress.runtime.denoise import Unet
 from sdcompress.runtime.device import Target, opened_model
-from sdcompress.runtime.economy import IN_TURN, SIDE_BY_SIDE, TOGETHER, Economy
+from sdcompress.runtime.economy import BRANCHES, IN_TURN, SIDE_BY_SIDE, TOGETHER, Economy
 from sdcompress.runtime.errors import InputError
 from sdcompress.runtime.graph import DEEP, offer_deep, split_gates, take_deep, thin_attention
 from sdcompress.runtime.settings import Settings
@@ -262,8 +262,7 @@ class Unets:
 
         Raises InputError for a guidance interval where the file fixes the batch.
         """
-        partly = settings.guided and (settings.guidance_begin, settings.guidance_end) != (0.0, 1.0)
-        if partly and not self.declared.any_batch:
+        if settings.partly_guided and not self.declared.any_batch:
             raise InputError(
                 "guidance_begin and guidance_end need a UNet that takes any batch, and "
                 f"{self._path} takes {self.declared.shapes['sample'][0]} samples only. Leave them "
@@ -273,12 +272,22 @@ class Unets:
             return economy.branches
         if not settings.guided or not self.declared.any_batch:
             return TOGETHER
-        if partly:
+        if settings.partly_guided:
             # One branch alone would leave half of the cores idle that were shared before, and
             # compiling anew takes longer than two branches in turn cost.
             return IN_TURN
         busy = self._target.device != "CPU" or self._target.streams > 1
         return TOGETHER if busy else SIDE_BY_SIDE
+
+    def other_branches(self, settings: Settings) -> tuple[str, ...]:
+        """The ways to ask for the branches of guidance that may be quicker than the usual one.
+
+        With guidance for some calls only there are none: others compile anew in every picture.
+        """
+        if not settings.guided or settings.partly_guided or not self.declared.any_batch:
+            return ()
+        usual = self.branches(settings, Economy())
+        return tuple(way for way in BRANCHES if way != usual)
 
     def parts(self, settings: Settings) -> _InUse:
         """The networks that are asked with these settings, the whole one first."""
@@ -297,7 +306,7 @@ class Unets:
         if stride > 1 and not self._target.static:
             raise InputError(
                 f"attention_stride is {stride}, which needs models that are compiled for one size: "
-                "leave out --dynamic."
+                "draw with --static."
             )
         if depth:
             given = (self._path, self._target, stride, self.declared, depth)

@@ -169,6 +169,10 @@ def test_what_the_recipe_rules_out_is_told_before_any_work(bundle: Path, tmp_pat
     words = "cannot draw with guidance_end 0.5: convert.batch: with guidance in an interval"
     with pytest.raises(InputError, match=words):
         allowed(Grid(guidance_ends=(1.0, 0.5)), recipe)
+    plain = quick_recipe("unet_int8", "sampling.guidance_scale=1")
+    assert allowed(Grid(), plain)[0] == Grid(guidance_ends=(1.0,)).shortcuts()
+    with pytest.raises(InputError, match=r"guidance_end 0\.5: sampling\.guidance_scale is 1"):
+        allowed(Grid(guidance_ends=(1.0, 0.5)), plain)
     # What is usual does not stand in the way of what was asked for.
     later = Grid(cache_intervals=(1,), attention_strides=(1,), guidance_begins=(0.7,))
     assert allowed(later, quick_recipe("unet_int8"))[0] == [{}, {"guidance_begin": 0.7}]
