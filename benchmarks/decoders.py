@@ -31,8 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path,
                         default=Path("build/benchmarks/sd21_run/sd21_base_int8"))  # fmt: skip
-    parser.add_argument("--fast", type=Path,
-                        help="a bundle whose VAE decoder is W8A8, best with a tiny decoder")  # fmt: skip
+    parser.add_argument(
+        "--fast", type=Path, help="one with a W8A8 VAE decoder, best with a tiny one as well"
+    )
     options = parser.parse_args()
     latents = np.random.default_rng(0).standard_normal((1, 4, 64, 64), dtype=np.float32)
     found = [*_decoders(options.bundle, options.fast)]

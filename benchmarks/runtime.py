@@ -80,7 +80,7 @@ def main() -> None:
                         default=Path("build/benchmarks/sd21_run/sd21_base_int8"))  # fmt: skip
     parser.add_argument("--wide", type=Path, help="the bundle's model in 16-bit OpenVINO IR")
     parser.add_argument(
-        "--fast", type=Path, help="a bundle whose VAE decoder is W8A8 as well, best with a tiny decoder"
+        "--fast", type=Path, help="one with a W8A8 VAE decoder, best with a tiny one as well"
     )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", action="append", help="a contender, or all that contain this")
