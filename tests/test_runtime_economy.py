@@ -53,7 +53,7 @@ def test_everything_that_saves_memory_is_expected_to(pipeline: Pipeline) -> None
     assert list(plain) == ["text_encoder", "unet", "vae_decoder"]
     apart = expected(pipeline, Economy(ahead=False))
     assert apart["text_encoder"] < plain["text_encoder"]
-    assert apart["unet"] == plain["unet"]
+    assert apart["unet"] < plain["unet"]  # what is freed between the two leaves gaps
     assert expected(pipeline, Economy(branches=IN_TURN))["unet"] < plain["unet"]
     tiled = [expected(pipeline, Economy(vae_tile=tile))["vae_decoder"] for tile in (16, 32, 48)]
     assert tiled == sorted(tiled)
