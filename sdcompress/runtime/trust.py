@@ -20,10 +20,8 @@ from sdcompress.runtime.manifest import (
 )
 
 CHOICES = ("once", "always", "never")
-_READ = {
-    *(*COMPONENTS, "tiny_decoder", "vae_encoder"),
-    *("scheduler", "tokenizer", "model_index.json"),
-}
+_PARTS = {*COMPONENTS, "tiny_decoder", "vae_encoder"}
+_READ = {*_PARTS, "scheduler", "tokenizer", "model_index.json"}
 _log = logging.getLogger(__name__)
 
 
