@@ -92,9 +92,14 @@ class Engine:
         return replace(base, **{name: one for name, one in given.items() if one is not None})
 
     @property
+    def verified(self) -> str:
+        """When hashes are compared. A signature vouches for them, and they for the files."""
+        return "always" if self.public_key else self.verify
+
+    @property
     def keeps_prompts(self) -> bool:
         """Whether encoded prompts are kept: by hashes, which have to be those of the files."""
-        return self.cache_prompts and (self.verify != "never" or self.public_key is not None)
+        return self.cache_prompts and self.verified != "never"
 
     def in_turn(self, tuning: Tuning, *, decodes_early: bool) -> bool:
         """Whether parts are given back before the next are loaded.
@@ -117,8 +122,7 @@ class Engine:
             streams=tuning.streams,
             static=tuning.static,
             economy=Economy(tuning.branches),
-            # A signature vouches for hashes, and they for the files only if they are compared.
-            verify="always" if self.public_key else self.verify,
+            verify=self.verified,
         )
 
 

@@ -457,9 +457,7 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
     assert drawn.exit_code == 0, drawn.output
 
 
-@pytest.mark.parametrize(
-    ("until", "way"), [(1.0, "in one batch"), (0.5, "as is quickest")]
-)  # fmt: skip
+@pytest.mark.parametrize(("until", "way"), [(1.0, "in one batch"), (0.5, "as is quickest")])
 def test_branches_are_as_measured_where_guidance_lasts(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: float, way: str
 ) -> None:
