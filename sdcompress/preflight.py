@@ -148,7 +148,7 @@ class _Work:
         groups = _GROUPS[search.grouping]
         pictures = (2 * search.confirmed + 2) * search.trajectories
         calls = (groups + 2) * search.timesteps + pictures * short.unet_calls
-        decoded = _CONTENT_SHARE * groups + pictures
+        decoded = (_CONTENT_SHARE * groups + 2) * search.timesteps + pictures
         seconds = 2 * _LOAD_SECONDS + calls * call
         seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32")
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
@@ -284,7 +284,7 @@ class _Work:
         # The yardsticks: in bf16, with fewer steps, with other seeds.
         yardsticks = few * (rounded + 2 * baseline)
         drawing = 25 + pictures * (baseline + candidate) + yardsticks
-        detail = f"2 x {pictures} pictures, {few} for each yardstick"
+        detail = f"2 x {pictures} pictures, {3 if rounded else 2} x {few} more"
         yield StageEstimate("draw", detail, drawing, *memory)
         compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
         compared += 2 * self._seconds(self.model.vae_decoder_macs, "f32")

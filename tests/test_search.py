@@ -212,9 +212,9 @@ def test_groups_that_were_not_drawn_grow_as_the_others_did() -> None:
     found = Sensitivity(
         (900, 100),
         (
-            GroupError("a", (0.1, 0.3), 0.02),
+            GroupError("a", (0.1, 0.3), (0.01, 0.03)),
             GroupError("b", (0.1, 0.1)),
-            GroupError("c", (0.01, 0.03), 0.01),
+            GroupError("c", (0.01, 0.03), (0.02, 0.0)),
         ),
         (DrawnError("a", 0.4, 0.1), DrawnError("b", 0.2, 0.03)),
     )

@@ -7,6 +7,7 @@ can be read aloud, searched and copied.
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ BASELINE, COMPRESSED = SERIES[0], SERIES[1]
 _CSS = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-_HEAT_DB = (0.0, 60.0)  # below it more is lost than left; what is above decides nothing
 _LOST = "#8b0000"
 _PARTS = ("text_encoder", "unet", "vae_decoder", "other")
 _STYLE: dict[Any, Any] = {
@@ -165,29 +165,51 @@ def front_chart(points: Sequence[tuple[str, float, float, bool]], xlabel: str, y
     return _svg(f"{ylabel} against {xlabel}", draw)
 
 
-def heat_map(
-    title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
-) -> str:
-    """Values in dB of rows by columns: the darker, the more is lost.
+@dataclass(frozen=True)
+class Shading:
+    """What the colours of a heat map mean, from the darkest on; beyond `worst` they are red.
 
-    All maps have the same scale, so that they can be compared.
+    It is the same for all maps of a kind, so that they can be compared.
     """
-    import matplotlib as mpl
 
-    low, high = _HEAT_DB
-    colours = mpl.colormaps["viridis"].with_extremes(under=_LOST)
+    label: str
+    worst: float
+    best: float
+    logarithmic: bool = False
+
+
+# More noise than signal, or pictures that have nothing in common, is worse than all colours.
+FIDELITY = Shading("SQNR in dB", 0.0, 60.0)
+CONTENT = Shading("1 - cosine of CLIP embeddings", 1.0, 1e-5, logarithmic=True)
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    shading: Shading,
+) -> str:
+    """Values of rows by columns: the darker, the more is lost."""
+    import matplotlib as mpl
+    from matplotlib.colors import LogNorm, Normalize
+
+    low, high = sorted((shading.worst, shading.best))
+    norm = (LogNorm if shading.logarithmic else Normalize)(low, high)
+    if shading.worst == low:
+        colours = mpl.colormaps["viridis"].with_extremes(under=_LOST)
+    else:
+        colours = mpl.colormaps["viridis_r"].with_extremes(over=_LOST)
 
     def draw(axes: "Axes") -> None:
-        mesh = axes.pcolormesh(
-            values, cmap=colours, vmin=low, vmax=high, edgecolors=_GRID, linewidth=0.4
-        )
+        mesh = axes.pcolormesh(values, cmap=colours, norm=norm, edgecolors=_GRID, linewidth=0.4)
         axes.set_yticks([place + 0.5 for place in range(len(rows))], rows, fontsize=8)
         axes.set_xticks([place + 0.5 for place in range(len(columns))], columns)
         axes.invert_yaxis()
         axes.set(xlabel="timestep (from noise to picture)")
         axes.grid(visible=False)
         if axes.figure is not None:
-            axes.figure.colorbar(mesh, ax=axes, label="SQNR in dB", extend="both")
+            axes.figure.colorbar(mesh, ax=axes, label=shading.label, extend="both")
 
     return _svg(title, draw, height=0.19 * len(rows) + 1.4)
 

@@ -1,14 +1,14 @@
 """What a search found as files: the recipe, a self-contained HTML page, and everything as JSON."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdcompress.evaluate.records import Estimate
 from sdcompress.recipe import Recipe
-from sdcompress.report.charts import front_chart, heat_map
+from sdcompress.report.charts import CONTENT, FIDELITY, front_chart, heat_map
 from sdcompress.report.comparison import dominates
 from sdcompress.report.html import render_page
 from sdcompress.search.records import Candidate, Hunt
@@ -88,7 +88,7 @@ def render_search(recipe: Recipe, hunt: Hunt, verdict: str) -> str:
             (title, front_chart(list(_points(hunt, metric, objective, scale)), label, title))
             for metric, title in (("clip_score", "CLIP score"), ("ssim", "SSIM"))
         ],
-        heat_maps=[(name, _heat_map(name, one)) for name, one in hunt.sensitivities.items()],
+        heat_maps=list(_heat_maps(hunt.sensitivities)),
         group_rows=list(_group_rows(hunt)),
         drawn_rows=list(_drawn_rows(hunt)),
     )
@@ -143,14 +143,33 @@ def _points(
         yield name, x, y, not any(dominates((b, a), (y, x)) for a, b in places.values())
 
 
-def _heat_map(variant: str, sensitivity: Sensitivity) -> str:
-    rows = [one for one in sensitivity.errors if one.group != WHOLE]
-    return heat_map(
-        f"SQNR of the prediction with one group as {variant}",
-        [one.group for one in rows],
-        [str(timestep) for timestep in sensitivity.timesteps],
-        [[decibels(share) for share in one.noise] for one in rows],
-    )
+def _heat_maps(sensitivities: Mapping[str, Sensitivity]) -> Iterator[tuple[str, str]]:
+    """Yields captions and maps, of each variant one for each yardstick."""
+    for variant, sensitivity in sensitivities.items():
+        rows = [one for one in sensitivity.errors if one.group != WHOLE]
+        columns = [str(timestep) for timestep in sensitivity.timesteps]
+        yield (
+            f"{variant}: fidelity",
+            heat_map(
+                f"SQNR of the prediction with one group as {variant}",
+                [one.group for one in rows],
+                columns,
+                [[decibels(share) for share in one.noise] for one in rows],
+                FIDELITY,
+            ),
+        )
+        seen = {one.group: one.content for one in rows if one.content}
+        if seen:
+            yield (
+                f"{variant}: content",
+                heat_map(
+                    f"How far CLIP's view moves with one group as {variant}",
+                    list(seen),
+                    columns,
+                    [[max(loss, CONTENT.best) for loss in one] for one in seen.values()],
+                    CONTENT,
+                ),
+            )
 
 
 def _group_rows(hunt: Hunt) -> Iterator[Sequence[str]]:

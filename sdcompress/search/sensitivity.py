@@ -2,9 +2,9 @@
 
 *Fidelity* is how far the prediction of one call moves. *Content* is how far the picture that it
 speaks of moves in the eyes of CLIP; one yardstick alone hides what the other sees (MixDQ,
-arXiv:2405.17873). Calls are recorded calibration inputs, each asked with one group switched to the
-variant. The groups with the largest errors are then confirmed on short trajectories of their own,
-which tell how a group's error grows on the way to the picture.
+arXiv:2405.17873). Both are by timestep: calls are recorded calibration inputs, each asked with one
+group switched to the variant. The groups with the largest errors are then confirmed on short
+trajectories of their own, which tell how a group's error grows on the way to the picture.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,17 +44,22 @@ class GroupError:
     """One group as in a variant, the rest as in the baseline.
 
     `noise` is the error's share of the guided prediction's power at each timestep (the inverse of
-    SQNR); `content` one minus the cosine of CLIP embeddings at the middle one, for groups that
-    decide on content: to decode pictures of all takes longer than all else.
+    SQNR); `content` one minus the cosine of CLIP embeddings of the pictures that predictions speak
+    of, for groups that decide on content: all the others' pictures would take long to decode.
     """
 
     group: str
     noise: tuple[float, ...]
-    content: float | None = None
+    content: tuple[float, ...] | None = None
 
     @property
     def mean_noise(self) -> float:
         return float(np.mean(self.noise))
+
+    @property
+    def mean_content(self) -> float:
+        """Nothing where the group does not decide on content."""
+        return float(np.mean(self.content)) if self.content else 0.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class Sensitivity:
         single = [one for one in self.drawn if one.group != WHOLE]
         pairs = [(known, one) for one in single if (known := self.of(one.group))]
         noise = _growth([(known.mean_noise, one.noise) for known, one in pairs])
-        content = _growth([(known.content or 0.0, one.content) for known, one in pairs])
-        return error.mean_noise * noise, (error.content or 0.0) * content
+        content = _growth([(known.mean_content, one.content) for known, one in pairs])
+        return error.mean_noise * noise, error.mean_content * content
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
     single = [one for one in errors if one.group != WHOLE]
     by_noise = sorted(single, key=lambda one: -one.mean_noise)
     seen = [one for one in single if one.content is not None]
-    by_content = sorted(seen, key=lambda one: -(one.content or 0.0))
+    by_content = sorted(seen, key=lambda one: -one.mean_content)
     yield from dict.fromkeys(one.group for one in (*by_noise[:most], *by_content[:most]))
     yield WHOLE
 
@@ -232,10 +237,7 @@ class _Meter:
         )
         if not shows_content:
             return GroupError(name, noise)
-        try:
-            (content,) = content_loss(self._expected_look, self._look(answers))
-        except NotFiniteError:
-            content = _MOST_LOSS
+        content = tuple(self._content(*one) for one in enumerate(answers))
         return GroupError(name, noise, content)
 
     def of_pictures(self, name: str) -> DrawnError:
@@ -266,8 +268,8 @@ class _Meter:
         return self._answers(())
 
     @cached_property
-    def _expected_look(self) -> Array:
-        return self._look(self._expected)
+    def _expected_looks(self) -> list[Array]:
+        return [self._look(*one) for one in enumerate(self._expected)]
 
     @cached_property
     def _expected_drawn(self) -> "_Drawn":
@@ -283,12 +285,16 @@ class _Meter:
             shown = 100.0 * float(np.mean([check(one, shot.prompt.text).ok for one, shot in told]))
         return _Drawn(latents, pictures, self._eyes.embed(pictures), shown)
 
-    def _look(self, answers: Sequence[Array]) -> Array:
-        """What the picture that the middle prediction speaks of looks like to CLIP, [1, d]."""
-        middle = len(answers) // 2
-        return self._embed(self._plan.guidance.clean(self._plan.calls[middle], answers[middle]))
+    def _content(self, place: int, answer: Array) -> float:
+        try:
+            (loss,) = content_loss(self._expected_looks[place], self._look(place, answer))
+        except NotFiniteError:
+            return _MOST_LOSS
+        return loss
 
-    def _embed(self, latents: Array) -> Array:
+    def _look(self, place: int, answer: Array) -> Array:
+        """CLIP's view, [1, d], of the picture that an answer to one of the calls speaks of."""
+        latents = self._plan.guidance.clean(self._plan.calls[place], answer)
         return self._eyes.embed(self._pipeline.decode(latents, self._plan.settings))
 
     def _draw(self, shot: Shot, switched: Collection[str]) -> Array:

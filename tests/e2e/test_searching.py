@@ -76,7 +76,7 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     page = (found.folder / "search.html").read_text()
     assert page.count(">checker<") == 2  # of the candidates, and of the groups drawn with
     assert f"{found.chosen.name} passed the gate." in page
-    assert page.count("<svg") == 4  # two fronts, two heat maps
+    assert page.count("<svg") == 6  # two fronts; of each variant heat maps of both yardsticks
 
 
 class Stopped(SilentProgress):
