@@ -19,13 +19,15 @@ from sdcompress.precision import layers_of
 from sdcompress.progress import Advance, SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
 from sdcompress.runtime.manifest import sha256_of
+from sdcompress.search.groups import CONTENT_KINDS
+from sdcompress.search.sensitivity import WHOLE
 from sdcompress.searching import Found, search
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
 # One of the variants is the recipe's own method.
 REDUCED = (
-    "search={objective: size, timesteps: 1, confirmed: 1, trajectory_steps: 2, candidates: 1, "
+    "search={objective: size, timesteps: 2, confirmed: 1, trajectory_steps: 2, candidates: 1, "
     "prompts: 2, size_max: 8.8MB, variants: {weights4: {method: int4_weights}, "
     "w8a8: {method: int8, ignored: {patterns: ['.*conv_in.*', '.*conv_out.*']}}}}",
     "name=found_small",
@@ -73,6 +75,12 @@ def test_it_leaves_a_page_and_all_figures(found: Found) -> None:
     for one in told["sensitivity"].values():
         assert all(0.1 < drawn["ssim"] < 1.0 for drawn in one["drawn"])
         assert all(drawn["checker"] in (-100.0, 0.0, 100.0) for drawn in one["drawn"])
+        assert all(len(error["noise"]) == len(one["timesteps"]) == 2 for error in one["errors"])
+        seen = {error["group"]: error["content"] for error in one["errors"] if error["content"]}
+        assert all(group.endswith((*CONTENT_KINDS, WHOLE)) for group in seen)
+        assert all(0.0 < loss < 2.0 for losses in seen.values() for loss in losses)
+        # Each timestep speaks of a picture of its own.
+        assert all(len(set(losses)) == 2 for losses in seen.values())
     page = (found.folder / "search.html").read_text()
     assert page.count(">checker<") == 2  # of the candidates, and of the groups drawn with
     assert f"{found.chosen.name} passed the gate." in page
@@ -86,7 +94,7 @@ class Stopped(SilentProgress):
     def stage(self, name: str, detail: str) -> Iterator[Advance]:
         def advance(done: int, total: int) -> None:
             del total
-            if name == "sensitivity" and done == 3:
+            if name == "sensitivity" and done == 3 * 2:  # calls, two of each group
                 raise KeyboardInterrupt
 
         with super().stage(name, detail):
