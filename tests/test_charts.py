@@ -24,3 +24,4 @@ def test_dark_is_sensitive_and_red_is_worse_than_the_scale(
     assert lightness(first) < lightness(second)
     assert third == "8b0000"
     assert shading.label in svg
+    assert "$" not in svg  # formulas are not typeset

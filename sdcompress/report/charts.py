@@ -180,7 +180,7 @@ class Shading:
 
 # More noise than signal, or pictures that have nothing in common, is worse than all colours.
 FIDELITY = Shading("SQNR in dB", 0.0, 60.0)
-CONTENT = Shading("1 - cosine of CLIP embeddings", 1.0, 1e-5, logarithmic=True)
+CONTENT = Shading("1 - cosine (CLIP)", 1.0, 1e-5, logarithmic=True)
 
 
 def heat_map(
@@ -209,7 +209,7 @@ def heat_map(
         axes.set(xlabel="timestep (from noise to picture)")
         axes.grid(visible=False)
         if axes.figure is not None:
-            axes.figure.colorbar(mesh, ax=axes, label=shading.label, extend="both")
+            axes.figure.colorbar(mesh, ax=axes, label=shading.label, extend="both", format="%g")
 
     return _svg(title, draw, height=0.19 * len(rows) + 1.4)
 
