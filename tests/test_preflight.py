@@ -326,7 +326,7 @@ def test_looking_ahead_leaves_out_every_stage_that_is_not_wanted(
 
 def test_errors_are_measured_beside_the_scorer_with_every_layer_twice(recipe: Recipe) -> None:
     expected = searched(recipe)
-    drawing = stage(expected, "draw", "yardstick").peak_rss_bytes
+    drawing = stage(expected, "draw", "more").peak_rss_bytes
     least = drawing + 4 * SD21.unet.parameters
     assert stage(expected, "sensitivity", "w8a8").peak_rss_bytes > least
     assert expected.peak_rss_bytes == stage(expected, "sensitivity", "wide").peak_rss_bytes
