@@ -9,13 +9,13 @@ NNCF collects itself, which takes 16 GB there, and without other prompts, which 
 """
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unet_quality import call_seconds, opened_line, recipe_for, sqnr_by_step, traced
 
-from sdcompress.evaluate.sqnr import Trajectory
 from sdcompress.processor import describe_machine
 from sdcompress.recipe import Recipe
 from sdcompress.splitting import FIRST
@@ -30,8 +30,7 @@ class Trial:
 
     name: str
     unet: dict[str, Any]
-    convert: dict[str, bool] | None = None
-    prompts: int | None = None
+    sections: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     demo_only: bool = False
 
 
@@ -42,8 +41,12 @@ def _w8a8(**options: Any) -> dict[str, Any]:
 
 TRIALS = (
     Trial("as `unet_int8` and `sd21_base_int8` do it", _w8a8()),
-    *(Trial(f"as many inputs, of {count} prompts", _w8a8(), prompts=count, demo_only=True)
-      for count in (8, 16, 64, 128)),
+    *(Trial(f"as many inputs, of {count} prompts", _w8a8(), {"calibrate": {"prompts": count}},
+            demo_only=True) for count in (8, 16, 64, 128)),
+    *(Trial(f"recorded in {count} steps", _w8a8(), {"sampling": {"steps": count}}, demo_only=True)
+      for count in (8, 12)),
+    *(Trial(f"recorded with cache_interval {count}", _w8a8(),
+            {"calibrate": {"cache_interval": count}}) for count in (3, 5)),
     Trial("both ends of the UNet in 8 bits, too", _w8a8(ignored=[])),
     Trial("SmoothQuant 0.8", _w8a8(smooth_quant_alpha=0.8)),
     Trial("SmoothQuant 0.5", _w8a8(smooth_quant_alpha=0.5)),
@@ -58,8 +61,8 @@ TRIALS = (
     Trial("ranges: mse", _w8a8(ranges="mse"), demo_only=True),
     Trial("text keys and values in 16 bits", _w8a8(ignored=[*ENDS, TEXT])),
     Trial("text's first token apart, in 16 bits",
-          _w8a8(ignored=[*ENDS, f".*{FIRST}"]), {"split_first_token": True}),
-    Trial("skip connections apart", _w8a8(), {"split_skips": True}),
+          _w8a8(ignored=[*ENDS, f".*{FIRST}"]), {"convert": {"split_first_token": True}}),
+    Trial("skip connections apart", _w8a8(), {"convert": {"split_skips": True}}),
 )  # fmt: skip
 
 
@@ -80,17 +83,17 @@ def main() -> None:
     print(f"{describe_machine()}; {asked}\n")
     print("| option | all calls | the first | the last |")
     print("|---|---|---|---|")
-    traces: list[Trajectory] = []
+    with opened_line(recipe, options.work) as line:
+        traces = traced(line)
     unets: dict[str, Path] = {}
     for trial in chosen:
         with opened_line(_changed(recipe, trial), options.work) as line:
-            traces = traces or traced(line)
             unets[trial.name] = line.compressed_by("unet", line.recipe.compress.unet).folder
             figures = sqnr_by_step(line, unets[trial.name], traces)
         ends = (figures.mean(), figures[0], figures[-1])
         print(f"| {trial.name} | {' | '.join(f'{one:.1f} dB' for one in ends)} |", flush=True)
     first = TRIALS[0].name
-    timed = [one.name for one in chosen if one.convert]
+    timed = [one.name for one in chosen if "convert" in one.sections]
     if first not in unets or not timed:
         return
     with opened_line(recipe, options.work) as line:
@@ -101,13 +104,9 @@ def main() -> None:
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:
-    if trial.convert:
-        recipe = recipe.model_copy(
-            update={"convert": recipe.convert.model_copy(update=trial.convert)}
-        )
-    if trial.prompts:
-        fewer = recipe.calibrate.model_copy(update={"prompts": trial.prompts})
-        recipe = recipe.model_copy(update={"calibrate": fewer})
+    for name, values in trial.sections.items():
+        section = getattr(recipe, name).model_copy(update=values)
+        recipe = recipe.model_copy(update={name: section})
     method = type(recipe.compress.unet).model_validate(trial.unet)
     return recipe.with_unet(method)
 

@@ -18,6 +18,7 @@ from sdcompress.methods import COMPONENTS, Method, Mixed, Plain, made_for, most_
 from sdcompress.outlook import Estimate, StageEstimate
 from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
+from sdcompress.search.calls import LOOK_CELLS
 from sdcompress.speed import Speed
 
 STAGES = (
@@ -148,7 +149,10 @@ class _Work:
         groups = _GROUPS[search.grouping]
         pictures = (2 * search.confirmed + 2) * search.trajectories
         calls = (groups + 2) * search.timesteps + pictures * short.unet_calls
-        decoded = (_CONTENT_SHARE * groups + 2) * search.timesteps + pictures
+        looks = (_CONTENT_SHARE * groups + 2) * search.timesteps
+        if self.recipe.convert.height is None:
+            looks *= min(1.0, (8 * LOOK_CELLS) ** 2 / self.model.pixels)
+        decoded = looks + pictures
         seconds = 2 * _LOAD_SECONDS + calls * call
         seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32")
         peak, mapped = self._pipeline(4, _DECODING_BYTES_PIXEL)
@@ -194,11 +198,12 @@ class _Work:
         )
 
     def _recording(self) -> StageEstimate:
-        calls = self.recipe.calibrate.prompts * self.recipe.sampling.unet_calls
-        seconds = _LOAD_SECONDS + calls * self._step_seconds("f32")
+        prompts, calls = self.recipe.calibrate.prompts, self.recipe.sampling.unet_calls
+        work = prompts * _whole_calls(calls, self.recipe.calibrate.cache_interval)
+        seconds = _LOAD_SECONDS + work * self._step_seconds("f32")
         peak, mapped = self._pipeline(4, 0)
         return StageEstimate(
-            "calibrate", f"{calls} UNet calls", seconds, _WAITING_BYTES + peak, mapped
+            "calibrate", f"{prompts * calls} UNet calls", seconds, _WAITING_BYTES + peak, mapped
         )
 
     def _collection(self, component: str) -> StageEstimate:
@@ -318,9 +323,8 @@ class _Work:
         sampling = self.recipe.sampling
         changed = runtime.model_dump(include={"scheduler", "steps"}, exclude_none=True)
         calls = sampling.model_copy(update=changed).unet_calls
-        whole = math.ceil(calls / runtime.cache_interval)
         # What thinned attention saves is within what the estimate leaves open.
-        work = whole + (calls - whole) * min(1.0, _OUTER_LAYERS * runtime.cache_depth)
+        work = _whole_calls(calls, runtime.cache_interval, runtime.cache_depth)
         unguided = 1 - (runtime.guidance_end - runtime.guidance_begin)
         return work * (1 - unguided / 2 if sampling.branches == 2 else 1)
 
@@ -361,3 +365,9 @@ class _Work:
         mapped = sum(self._resident_mapping(one) for one in drawing)
         working = self.model.pixels * (_DENOISING_BYTES_PIXEL + bytes_per_pixel)
         return _RUNTIME_BYTES + working + weights + mapped, mapped
+
+
+def _whole_calls(calls: int, interval: int, depth: int = 1) -> float:
+    """So many calls of which only some ask the whole network, in calls that do."""
+    whole = math.ceil(calls / interval)
+    return whole + (calls - whole) * min(1.0, _OUTER_LAYERS * depth)

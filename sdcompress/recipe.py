@@ -123,6 +123,8 @@ class Runtime(Section):
 class Calibrate(Section):
     """Which UNet inputs are recorded. `samples` counts UNet inputs, one guidance branch each.
 
+    On the way to them the whole UNet is asked at every `cache_interval`-th call only, its outermost
+    layers at the others (DeepCache, arXiv:2312.00858): inputs are recorded at all of them.
     `statistics` is the execution precision in which ranges are collected on them. f32 gives the
     ranges of the model itself, bf16 takes less time where the processor has it; auto takes bf16
     when a few inputs show that it moves no activation's range by more than 2 %, and else f32.
@@ -131,6 +133,7 @@ class Calibrate(Section):
     prompt_set: str = "sd"
     prompts: Annotated[int, Field(ge=1)] = 32
     samples: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+    cache_interval: Annotated[int, Field(ge=1)] = 1
     statistics: Literal["f32", "bf16", "auto"] = "f32"
     seed: Annotated[int, Field(ge=0)] = 0
 

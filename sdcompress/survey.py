@@ -102,6 +102,7 @@ class Survey:
             scorer=self.judging.instruments.scorer,
             confirmed=options.confirmed,
             checked=self.judging.instruments.checker,
+            any_size=recipe.convert.height is None,
         )
 
     def _sensitivity(self, variant: str) -> Sensitivity:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,24 @@ def test_recorded_latents_lie_on_the_trajectory(recorded: Path, baseline: Path) 
     assert len(mine) == 6
     for row in mine:
         np.testing.assert_allclose(row["sample"], seen[int(row["step"])], atol=1e-4)
+
+
+def test_layers_may_be_remembered_on_the_way_to_what_is_recorded(
+    recorded: Path, baseline: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.load(baseline, execution_precision="f32")
+    options = Calibrate(prompt_set="demo", prompts=2, samples=12, cache_interval=3, seed=3)
+    assert calibrate(pipeline, PROMPTS, options, SETTINGS, tmp_path).samples == 12
+    quick = [one["latent_sample"] for one in ModelInputs(tmp_path, "vae_decoder")]
+    whole = [one["latent_sample"] for one in ModelInputs(recorded, "vae_decoder")]
+    drawn = pipeline.denoise_jobs(
+        [Job(PROMPTS[0].text, seed=3)], replace(SETTINGS, cache_interval=3)
+    )
+    np.testing.assert_allclose(quick[0] * pipeline.scaling_factor, drawn, atol=1e-4)
+    assert not np.allclose(quick[0], whole[0], atol=1e-2)
+    # All timesteps are recorded, those at which the whole UNet was not asked, too.
+    mine, others = (ModelInputs(folder, "unet").timesteps() for folder in (tmp_path, recorded))
+    np.testing.assert_array_equal(mine, others)
 
 
 def test_inputs_come_as_the_models_take_them_and_can_be_read_twice(recorded: Path) -> None:

@@ -13,7 +13,7 @@ from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
 from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
 from sdcompress.precision import layers_of
-from sdcompress.search.calls import Guidance, pick_calls
+from sdcompress.search.calls import Guidance, pick_calls, shrunk
 from sdcompress.search.cost import measure_costs
 from sdcompress.search.groups import Group, group_layers
 from sdcompress.search.sensitivity import (
@@ -161,6 +161,18 @@ def test_calls_are_spread_over_the_trajectory_noisiest_first() -> None:
     assert middle.timestep == 501
     assert middle.sigma == pytest.approx(5.01)
     assert middle.inputs["sample"][0, 0, 0, 0] == 2
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "block"), [(16, 16, 1), (63, 63, 1), (64, 64, 2), (96, 96, 3), (65, 99, 2)]
+)
+def test_clip_looks_at_pictures_of_small_latents(height: int, width: int, block: int) -> None:
+    from torch import from_numpy
+    from torch.nn.functional import avg_pool2d
+
+    latents = np.random.default_rng(0).standard_normal((1, 4, height, width), dtype=np.float32)
+    expected = avg_pool2d(from_numpy(latents), block).numpy()
+    np.testing.assert_allclose(shrunk(latents), expected, atol=1e-6)
 
 
 def test_costs_are_of_the_groups_own_layers(

@@ -10,6 +10,8 @@ from sdcompress.errors import CalibrationError
 from sdcompress.runtime.schedulers.estimate import split
 
 Array = np.ndarray[Any, Any]
+LOOK_CELLS = 32
+"""Of latents a side, those that CLIP's view of a picture needs: 256 pixels, and it looks at 224."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Guidance:
             self.prediction_type, call.inputs["sample"][:1], call.sigma, self.guided(prediction)
         )
         return latents
+
+
+def shrunk(latents: Array) -> Array:
+    """Means of square blocks of latents [1, 4, h/8, w/8] that leave `LOOK_CELLS` a side or more."""
+    block = max(1, min(latents.shape[2:]) // LOOK_CELLS)
+    rows, columns = (side // block for side in latents.shape[2:])
+    cut = latents[:, :, : rows * block, : columns * block]
+    blocks = cut.reshape(*latents.shape[:2], rows, block, columns, block)
+    return np.asarray(blocks.mean((3, 5)), latents.dtype)
 
 
 def pick_calls(inputs: Any, count: int, levels: Array) -> tuple[Call, ...]:

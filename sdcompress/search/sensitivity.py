@@ -26,7 +26,7 @@ from sdcompress.evaluate.ssim import ssim
 from sdcompress.ir import IR_NAME
 from sdcompress.progress import Advance
 from sdcompress.runtime import NotFiniteError, Settings
-from sdcompress.search.calls import Call, Guidance
+from sdcompress.search.calls import Call, Guidance, shrunk
 from sdcompress.search.groups import CONTENT_KINDS, Group
 from sdcompress.search.switchboard import Switchboard
 from sdcompress.store import read_record, write_record
@@ -114,7 +114,8 @@ class Experiment:
     """What a variant's groups are judged on.
 
     `shots` are drawn with `settings` in short; `confirmed` is of how many groups by each yardstick.
-    `checked` tells that the checker understands their prompts.
+    `checked` tells that the checker understands their prompts, `any_size` that the decoder takes
+    latents of any size.
     """
 
     baseline: Path
@@ -128,6 +129,7 @@ class Experiment:
     scorer: ClipScorer
     confirmed: int
     checked: bool
+    any_size: bool
 
 
 def measure_sensitivity(experiment: Experiment, folder: Path, on_call: Advance) -> Sensitivity:
@@ -293,8 +295,13 @@ class _Meter:
         return loss
 
     def _look(self, place: int, answer: Array) -> Array:
-        """CLIP's view, [1, d], of the picture that an answer to one of the calls speaks of."""
+        """CLIP's view, [1, d], of the picture that an answer to one of the calls speaks of.
+
+        Small where the decoder permits: a large one takes longer than the UNet's call.
+        """
         latents = self._plan.guidance.clean(self._plan.calls[place], answer)
+        if self._plan.any_size:
+            latents = shrunk(latents)
         return self._eyes.embed(self._pipeline.decode(latents, self._plan.settings))
 
     def _draw(self, shot: Shot, switched: Collection[str]) -> Array:
