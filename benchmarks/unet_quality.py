@@ -71,5 +71,6 @@ def call_seconds(line: Line, unets: Mapping[str, Path]) -> dict[str, float]:
     inputs = ModelInputs(line.calibrated, "unet", line.recipe.sampling.branches).at(0)
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {name: folder / IR_NAME for name, folder in unets.items()}
-    costs = measure_costs(models, (), shapes, line.recipe.device, lambda *_: None)
+    with tempfile.TemporaryDirectory() as folder:
+        costs = measure_costs(models, (), shapes, line.recipe.device, Path(folder), lambda *_: None)
     return {name: cost.seconds for name, cost in costs.items()}

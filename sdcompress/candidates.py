@@ -17,6 +17,7 @@ from sdcompress.line import Line
 from sdcompress.methods import PLAIN, Method
 from sdcompress.recipe import Recipe
 from sdcompress.report.comparison import dominates
+from sdcompress.runtime import NotFiniteError
 from sdcompress.search.records import Candidate
 from sdcompress.search.solver import Choice, total
 from sdcompress.survey import Survey
@@ -72,7 +73,10 @@ class Contest:
         return self.line.compressed_by("unet", method).folder
 
     def drawn(self, proposal: Proposal) -> Candidate:
-        """A candidate with what was expected of it, and what its pictures and its UNet tell."""
+        """A candidate with what was expected of it, and what its pictures and its UNet tell.
+
+        One that overflows has no figures and has failed.
+        """
         choice, options = proposal.choice, self.survey.options
         recipe = self._recipe_of(proposal)
         line = replace(self.line, recipe=recipe)
@@ -80,22 +84,32 @@ class Contest:
         folder = line.store.scratch / proposal.name.replace(" ", "_")
         assemble(line.converted, compressed, folder, tiny_decoder=line.tiny_decoder)
         trial = Trial(recipe, line.store, line.progress, line.run, self.judging, line.keys())
-        changed, sqnr = self._judged(trial, {BASELINE: line.converted, COMPRESSED: folder})
-        gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
-        shutil.rmtree(folder, ignore_errors=True)  # a large one's copies would fill the disk
-        budgets = judge_pictures(recipe.budgets, changed)
-        if sqnr is not None:
-            budgets += judge_network(recipe.budgets, sqnr)
-        return Candidate(
+        found = Candidate(
             name=proposal.name,
             method=proposal.method,
-            figures={metric: change.value for metric, change in changed.items()},
+            figures={},
             samples=len(self.judging.prompts),
-            outcome=status_of(budgets) if budgets else None,
-            least_unet_db=sqnr.least_unet_db if sqnr else None,
+            outcome="failed",
             choice=choice,
             expected_noise=total(options, choice, "noise") if choice else None,
             expected_content=total(options, choice, "content") if choice else None,
+        )
+        try:
+            changed, sqnr = self._judged(trial, {BASELINE: line.converted, COMPRESSED: folder})
+        except NotFiniteError as overflow:
+            line.progress.notice(f"{proposal.name} overflows: {overflow}")
+            return found
+        finally:
+            gc.collect()  # unmaps IR files, which Windows cannot delete while they are open
+            shutil.rmtree(folder, ignore_errors=True)  # a large one's copies would fill the disk
+        budgets = judge_pictures(recipe.budgets, changed)
+        if sqnr is not None:
+            budgets += judge_network(recipe.budgets, sqnr)
+        return replace(
+            found,
+            figures={metric: change.value for metric, change in changed.items()},
+            outcome=status_of(budgets) if budgets else None,
+            least_unet_db=sqnr.least_unet_db if sqnr else None,
         )
 
     def _recipe_of(self, proposal: Proposal) -> Recipe:
@@ -140,8 +154,11 @@ def excess(recipe: Recipe, candidate: Candidate, file_bytes: int) -> Iterator[st
 
 def _with_front(candidates: Sequence[Candidate], objective: str) -> Iterator[Candidate]:
     places = {
-        one.name: (one.figures["clip_score"].value, one.cost(objective)) for one in candidates
+        one.name: (one.figures["clip_score"].value, one.cost(objective))
+        for one in candidates
+        if one.figures
     }
     for one in candidates:
-        beaten = any(dominates(other, places[one.name]) for other in places.values())
+        place = places.get(one.name)
+        beaten = place is None or any(dominates(other, place) for other in places.values())
         yield replace(one, on_front=not beaten)

@@ -18,7 +18,7 @@ from sdcompress.methods import COMPONENTS, Method, Mixed, Plain, made_for, most_
 from sdcompress.outlook import Estimate, StageEstimate
 from sdcompress.recipe import Recipe, Runtime
 from sdcompress.runtime.mapping import GIVES_BACK
-from sdcompress.search.calls import LOOK_CELLS
+from sdcompress.search.calls import look_block
 from sdcompress.speed import Speed
 
 STAGES = (
@@ -138,6 +138,8 @@ class _Work:
             yield self._sensitivity(name, variant)
         yield self._costs()
         yield self._trial_pictures()
+        if self.recipe.budgets.unet_sqnr_min_db is not None:
+            yield self._sqnr(search.trajectories, 1 + search.candidates)
         yield from self._evaluation()
 
     def _sensitivity(self, name: str, variant: Plain) -> StageEstimate:
@@ -151,7 +153,7 @@ class _Work:
         calls = (groups + 2) * search.timesteps + pictures * short.unet_calls
         looks = (_CONTENT_SHARE * groups + 2) * search.timesteps
         if self.recipe.convert.height is None:
-            looks *= min(1.0, (8 * LOOK_CELLS) ** 2 / self.model.pixels)
+            looks /= look_block(math.isqrt(self.model.pixels) // 8) ** 2
         decoded = looks + pictures
         seconds = 2 * _LOAD_SECONDS + calls * call
         seconds += decoded * self._seconds(self.model.vae_decoder_macs, "f32")
@@ -275,28 +277,40 @@ class _Work:
         )
 
     def _evaluation(self) -> Iterator[StageEstimate]:
-        evaluate, calls = self.recipe.evaluate, self.recipe.sampling.unet_calls
+        evaluate = self.recipe.evaluate
         baseline = self._baseline_seconds()
         candidate = self._candidate_seconds(self.recipe.runtime)
-        quick = calls * self._quantized_step_seconds()
         memory = self._drawing_memory()
-        pictures, prompts, rounds = evaluate.prompts, evaluate.sqnr_prompts, evaluate.timed_images
+        pictures, rounds = evaluate.prompts, evaluate.timed_images
         few = pictures
         if evaluate.yardstick_prompts is not None:
             few = min(few, evaluate.yardstick_prompts)
-        # Where the device picks f32 by itself, nothing is measured in another precision.
-        rounded = calls * self._step_seconds("native") if self.speed.narrow else 0.0
+        rounded = self._rounded_seconds()
         # The yardsticks: in bf16, with fewer steps, with other seeds.
         yardsticks = few * (rounded + 2 * baseline)
         drawing = 25 + pictures * (baseline + candidate) + yardsticks
         detail = f"2 x {pictures} pictures, {3 if rounded else 2} x {few} more"
         yield StageEstimate("draw", detail, drawing, *memory)
-        compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
-        compared += 2 * self._seconds(self.model.vae_decoder_macs, "f32")
-        yield StageEstimate("sqnr", f"{prompts} prompts", 35 + prompts * compared, *memory)
+        yield self._sqnr(evaluate.sqnr_prompts)
         yield self._layers()
         seconds = rounds * (25 + 2 * (baseline + candidate))
         yield StageEstimate("measure", f"2 x {rounds} processes", seconds, *memory)
+
+    def _rounded_seconds(self) -> float:
+        """Denoising in the device's own precision; nothing is measured so where that is f32."""
+        calls = self.recipe.sampling.unet_calls
+        return calls * self._step_seconds("native") if self.speed.narrow else 0.0
+
+    def _sqnr(self, prompts: int, candidates: int = 1) -> StageEstimate:
+        """What the baseline was asked, asked of the others, and both pictures."""
+        calls = self.recipe.sampling.unet_calls
+        quick = calls * self._quantized_step_seconds()
+        compared = calls * self._step_seconds("f32") + 2 * (quick + self._rounded_seconds())
+        compared += 2 * self._seconds(self.model.vae_decoder_macs, "f32")
+        detail = "1 prompt" if prompts == 1 else f"{prompts} prompts"
+        detail += f", {candidates} times" if candidates > 1 else ""
+        seconds = candidates * (35 + prompts * compared)
+        return StageEstimate("sqnr", detail, seconds, *self._drawing_memory())
 
     def _drawing_memory(self) -> tuple[float, float]:
         """Peak and mapped bytes, those of the process that waits included."""

@@ -21,9 +21,10 @@ from sdcompress.opening import look_ahead, production_line
 from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate_search
 from sdcompress.processor import processor_brand
 from sdcompress.progress import Progress, SilentProgress
-from sdcompress.prompts import Prompt, load_prompts
+from sdcompress.prompts import Prompt, draw_prompts, read_prompts
 from sdcompress.recipe import Recipe
 from sdcompress.report.search_page import FIGURES, PAGE, write_search
+from sdcompress.runtime import NotFiniteError
 from sdcompress.search.records import Candidate, Hunt
 from sdcompress.search.sensitivity import decibels
 from sdcompress.search.solver import Choice, Limits, ladder, least_of_each
@@ -222,12 +223,8 @@ def _confirmed(
     for candidate in promising or last:
         progress.notice(f"evaluating {candidate.name} on prompts that had no part in the search")
         try:
-            run = quantize(
-                found_recipe(recipe, candidate),
-                bundle,
-                ignore_preflight=ignore_preflight,
-                progress=progress,
-            )
+            chosen = found_recipe(recipe, candidate)
+            run = _evaluated(chosen, bundle, progress, ignore_preflight=ignore_preflight)
         except (QualityGateFailed, QualityUndecided) as refusal:
             progress.notice(f"{candidate.name} did not pass:\n{refusal}")
             refusals.append((candidate, refusal))
@@ -236,8 +233,19 @@ def _confirmed(
     raise _in_the_way(hunt, refusals)
 
 
+def _evaluated(recipe: Recipe, bundle: Path, progress: Progress, *, ignore_preflight: bool) -> Run:
+    """Makes and judges what a recipe says; what overflows does not pass the gate."""
+    try:
+        return quantize(recipe, bundle, ignore_preflight=ignore_preflight, progress=progress)
+    except NotFiniteError as overflow:
+        raise QualityGateFailed(f"it overflows: {overflow}") from overflow
+
+
 def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _Refusal:
-    """What the last one was refused for, whose report is left, and which groups are behind it."""
+    """What the last one was refused for, whose report is left, and which groups are behind it.
+
+    Undecided when more pictures could let any of them pass.
+    """
     tried = {candidate.name for candidate, _ in refusals}
     others = [
         f"  {one.name}: {'; '.join(one.excess or ['broke budgets on the prompts of the search'])}"
@@ -252,15 +260,18 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
             "search.variants"
         )
     last, refusal = refusals[-1]
+    before = [f"  {one.name}: {'; '.join(str(why).splitlines())}" for one, why in refusals[:-1]]
     message = [
         f"no candidate passes the gate; the last that was evaluated, {last.name}:",
         str(refusal),
+        *(["Evaluated before:", *before] if before else []),
         *_blamed(hunt, [candidate for candidate, _ in refusals]),
         *(["Not evaluated:", *others] if others else []),
         "For pictures, ask for more search.candidates or add gentler search.variants; for bytes or "
         "time, add stronger ones",
     ]
-    return type(refusal)("\n".join(message))
+    undecided = any(isinstance(why, QualityUndecided) for _, why in refusals)
+    return (QualityUndecided if undecided else QualityGateFailed)("\n".join(message))
 
 
 def _blamed(hunt: Hunt, refused: Sequence[Candidate]) -> Iterator[str]:
@@ -310,14 +321,14 @@ def _bundle_folder(target: Path) -> Path:
 
 
 def _staged(recipe: Recipe) -> Recipe:
-    """The recipe with a method for the UNet that asks for all that the variants need.
+    """The recipe with a method for the UNet that asks for all that its own and the variants need.
 
     Inputs are recorded in any case, for groups are judged by them.
     """
     wanted = recipe.search
-    variants = wanted.variants.values()
-    calibrated = [one for one in variants if one.needs_statistics]
-    calibrated += [one for one in variants if one.is_calibrated]
+    made: tuple[Method, ...] = (*wanted.variants.values(), recipe.compress.unet)
+    calibrated = [one for one in made if one.needs_statistics]
+    calibrated += [one for one in made if one.is_calibrated]
     calibrated.append(Int8(method="int8"))
     calls = recipe.calibrate.samples // recipe.sampling.branches
     if wanted.timesteps > calls:
@@ -331,7 +342,14 @@ def _staged(recipe: Recipe) -> Recipe:
 def _prompts(recipe: Recipe) -> tuple[Prompt, ...]:
     """Prompts of the calibration set beyond those that are calibrated on."""
     chosen, count = recipe.calibrate, recipe.search.prompts
-    return load_prompts(chosen.prompt_set, chosen.prompts + count, chosen.seed)[-count:]
+    there = read_prompts(chosen.prompt_set)
+    if len(there) < chosen.prompts + count:
+        raise InputError(
+            f"recipe {recipe.name}: search.prompts asks for {count} prompts beside the "
+            f"{chosen.prompts} that are calibrated on, and {chosen.prompt_set} has {len(there)}: "
+            "lower either of search.prompts and calibrate.prompts, or name a larger set"
+        )
+    return draw_prompts(chosen.prompt_set, there, chosen.prompts + count, chosen.seed)[-count:]
 
 
 def _with_prompts(judging: Judging, prompts: tuple[Prompt, ...]) -> Judging:

@@ -74,7 +74,8 @@ class Survey:
     def _calls(self) -> tuple[Call, ...]:
         inputs = ModelInputs(self.line.calibrated, "unet", self.recipe.sampling.branches)
         layout = read_layout(self.line.converted)
-        config = read_scheduler_config(layout.scheduler, None, str(layout.scheduler_path))
+        scheduler = self.recipe.sampling.scheduler
+        config = read_scheduler_config(layout.scheduler, scheduler, str(layout.scheduler_path))
         return pick_calls(inputs, self.recipe.search.timesteps, noise_levels(config))
 
     @cached_property
@@ -164,14 +165,16 @@ class Survey:
             key,
             f"time and bytes {detail}",
             dict[str, ModelCost],
-            lambda _, advance: self.line.run(
+            lambda folder, advance: self.line.run(
                 measure_costs,
                 models,
                 self.groups,
                 self._shapes,
                 self.recipe.device,
+                folder,
                 on_progress=advance,
             ),
+            resumable=True,
         )
 
     @cached_property

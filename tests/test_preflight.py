@@ -342,6 +342,15 @@ def test_small_pictures_are_decoded_where_any_size_can_be(recipe: Recipe) -> Non
     assert max(seconds) - min(seconds) > 2 * 10 * 0.75 * decoding
 
 
+def test_candidates_are_asked_for_their_sqnr_where_a_budget_wants_it(recipe: Recipe) -> None:
+    budgets = recipe.budgets.model_copy(update={"unet_sqnr_min_db": 20.0})
+    expected = searched(recipe.model_copy(update={"budgets": budgets}), candidates=3)
+    assert [one.detail for one in expected.stages if one.name == "sqnr"] == [
+        "1 prompt, 4 times", "4 prompts",
+    ]  # fmt: skip
+    assert [one.detail for one in searched(recipe).stages if one.name == "sqnr"] == ["4 prompts"]
+
+
 def test_layers_remembered_shorten_recording(recipe: Recipe) -> None:
     def recording(interval: int) -> StageEstimate:
         calibrate = recipe.calibrate.model_copy(update={"cache_interval": interval})

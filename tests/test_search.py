@@ -1,19 +1,31 @@
 """Searching, part by part: groups, switches, errors, costs and choices, on the demo's UNet."""
 
 import itertools
+import json
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import openvino as ov
 import pytest
+from conftest import quick_recipe
 
+from sdcompress.evaluate.clip_score import ClipEyes
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
+from sdcompress.judging import Judging
+from sdcompress.line import Line
 from sdcompress.methods import Grouping, Int8, Int8Weights, Mixed
 from sdcompress.precision import layers_of
-from sdcompress.search.calls import Guidance, pick_calls, shrunk
+from sdcompress.prompts import Prompt
+from sdcompress.runtime import Pipeline, Settings
+from sdcompress.search import cost, sensitivity
+from sdcompress.search.calls import Call, Guidance, pick_calls, shrunk
 from sdcompress.search.cost import measure_costs
 from sdcompress.search.groups import Group, group_layers
 from sdcompress.search.sensitivity import (
@@ -27,6 +39,7 @@ from sdcompress.search.sensitivity import (
 from sdcompress.search.switchboard import Switchboard, compressed_layers
 from sdcompress.search.writing import as_method
 from sdcompress.splitting import split_first_token, split_skips
+from sdcompress.survey import Survey
 
 VARIANTS = {"w8a8": Int8(method="int8"), "weights8": Int8Weights(method="int8_weights")}
 
@@ -176,13 +189,21 @@ def test_clip_looks_at_pictures_of_small_latents(height: int, width: int, block:
 
 
 def test_costs_are_of_the_groups_own_layers(
-    baseline: Path, bundle: Path, groups: tuple[Group, ...], inputs: dict[str, np.ndarray]
+    baseline: Path,
+    bundle: Path,
+    groups: tuple[Group, ...],
+    inputs: dict[str, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {"fp16": baseline / "unet" / IR_NAME, "w8a8": bundle / "unet" / IR_NAME}
     told: list[tuple[int, int]] = []
-    costs = measure_costs(models, groups, shapes, "CPU", lambda *done: told.append(done))
+    arguments = (models, groups, shapes, "CPU", tmp_path, lambda *done: told.append(done))
+    costs = measure_costs(*arguments)
     assert told[-1] == (16, 16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "_Profiled", pytest.fail)
+        assert measure_costs(*arguments) == costs  # read back
     sizes = {layer.name: layer.parameters for layer in layers_of(models["fp16"])}
     for group in groups:
         plain, compressed = (costs[name].of(group.name) for name in models)
@@ -192,8 +213,8 @@ def test_costs_are_of_the_groups_own_layers(
         assert compressed.executed_bytes == parameters  # kept in 8 bits by the CPU
         assert plain.executed_bytes >= 2 * parameters
         assert 0 < plain.seconds < costs["fp16"].seconds
-    for cost in costs.values():
-        assert 0.3 < sum(one.seconds for one in cost.groups) / cost.seconds < 1.3
+    for whole in costs.values():
+        assert 0.3 < sum(one.seconds for one in whole.groups) / whole.seconds < 1.3
 
 
 @pytest.mark.parametrize("split", [split_skips, split_first_token])
@@ -210,7 +231,8 @@ def test_parts_of_a_split_layer_are_counted_once(
     parts = tmp_path / IR_NAME
     ov.save_model(model, parts, compress_to_fp16=False)
     shapes = {name: values.shape for name, values in inputs.items()}
-    costs = measure_costs({"whole": whole, "parts": parts}, groups, shapes, "CPU", lambda *_: None)
+    models = {"whole": whole, "parts": parts}
+    costs = measure_costs(models, groups, shapes, "CPU", tmp_path, lambda *_: None)
     for group in groups:
         before, after = (costs[name].of(group.name) for name in ("whole", "parts"))
         assert after.executed_bytes == before.executed_bytes
@@ -233,6 +255,74 @@ def test_groups_that_were_not_drawn_grow_as_the_others_did() -> None:
     assert found.expected("a") == (0.4, 0.1)
     assert found.expected("c") == pytest.approx((0.02 * 2.0, 0.01 * 5.0))
     assert found.expected("b") == (0.2, 0.0)  # it does not decide on content
+
+
+def test_what_overflows_at_any_timestep_is_no_option_and_tells_nothing_of_the_others() -> None:
+    found = Sensitivity(
+        (900, 100),
+        (
+            GroupError("a", (OVERFLOWED, 0.1), (2.0, 0.1)),
+            GroupError("b", (0.1, 0.3), (0.01, 0.03)),
+            GroupError("c", (0.1, 0.1)),
+            GroupError("d", (0.2, 0.2)),
+        ),
+        (
+            DrawnError("a", 0.4, 0.1),
+            DrawnError("b", 0.4, 0.04),
+            DrawnError("c", OVERFLOWED, 2.0),
+        ),
+    )
+    assert found.expected("a")[0] == found.expected("c")[0] == OVERFLOWED
+    assert found.expected("d") == pytest.approx((0.4, 0.0))
+
+
+@pytest.mark.parametrize(("any_size", "cells"), [(True, 32), (False, 64)])
+def test_clip_looks_at_what_the_decoder_takes(any_size: bool, cells: int) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def decode(latents: np.ndarray, _: Settings) -> np.ndarray:
+        seen.append(latents.shape)
+        return latents
+
+    sample = np.zeros((1, 4, 64, 64), np.float32)
+    meter = object.__new__(sensitivity._Meter)
+    meter._plan = cast(
+        sensitivity.Experiment,
+        SimpleNamespace(
+            any_size=any_size,
+            guidance=Guidance(1.0, "epsilon"),
+            calls=(Call({"sample": sample}, 501, 1.0),),
+            settings=Settings(),
+        ),
+    )
+    meter._pipeline = cast(Pipeline, SimpleNamespace(decode=decode))
+    meter._eyes = cast(ClipEyes, SimpleNamespace(embed=lambda _: np.ones((1, 8))))
+    assert meter._content(0, sample) == pytest.approx(0.0)
+    assert seen == [(1, 4, cells, cells)] * 2  # the baseline's, and the group's
+
+
+@pytest.fixture
+def survey(baseline: Path, build_folder: Path, tmp_path: Path) -> Survey:
+    """Of a model whose own scheduler the runtime does not have."""
+    model = Path(shutil.copytree(baseline, tmp_path / "model"))
+    file = model / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "EDMEulerScheduler"}))
+    calibrated = next((build_folder / ".sdcompress").glob("calibrate-*"))
+    line = SimpleNamespace(converted=model, calibrated=calibrated)
+    judging = SimpleNamespace(
+        prompts=(Prompt("a red ring"),), instruments=SimpleNamespace(scorer=None, checker=True)
+    )
+    return Survey(quick_recipe("unet_int8"), cast(Line, line), cast(Judging, judging))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_experiments_are_of_the_recipes_scheduler_and_size(survey: Survey, fixed: bool) -> None:
+    convert = survey.recipe.convert.model_copy(update={"height": 128} if fixed else {})
+    survey = replace(survey, recipe=survey.recipe.model_copy(update={"convert": convert}))
+    vars(survey).update(variants={"w8a8": survey.line.converted}, groups=())
+    experiment = survey._experiment("w8a8")
+    assert len(experiment.calls) == survey.recipe.search.timesteps
+    assert experiment.any_size is not fixed
 
 
 def test_a_choice_is_written_in_few_patterns_that_say_the_same(

@@ -15,10 +15,12 @@ from conftest import quick_recipe
 
 from sdcompress import searching
 from sdcompress.candidates import excess
-from sdcompress.errors import InputError, QualityGateFailed
+from sdcompress.errors import InputError, QualityGateFailed, QualityUndecided
 from sdcompress.methods import Fp16, Int8, Int8Weights
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe
+from sdcompress.report.search_page import candidate_rows, render_search
+from sdcompress.runtime import NotFiniteError
 from sdcompress.search.groups import Group
 from sdcompress.search.records import Candidate, Hunt
 from sdcompress.search.solver import Limits, Option, ladder, least_of_each, solve, total
@@ -113,6 +115,38 @@ def test_candidates_are_evaluated_in_their_order_until_one_passes(
         )
         assert (chosen.name, run, refused) == (evaluated[-1], "run", len(evaluated) - 1)
     assert seen == evaluated
+
+
+def test_more_pictures_could_decide_where_they_could_for_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reasons = [
+        QualityUndecided("clip_score_drop: 90 more pictures"),
+        NotFiniteError("the latents are not finite"),
+    ]
+
+    def quantize(*_: object, **__: object) -> None:
+        raise reasons.pop(0)
+
+    monkeypatch.setattr(searching, "quantize", quantize)
+    with pytest.raises(QualityUndecided) as refusal:
+        searching._confirmed(
+            quick_recipe("unet_int8"), hunted(LIGHT, OWN), Path(), SilentProgress(),
+            ignore_preflight=False,
+        )  # fmt: skip
+    lines = str(refusal.value).splitlines()
+    assert lines[0].endswith("as the recipe says:")
+    assert lines[1] == "it overflows: the latents are not finite"
+    assert lines[2:4] == [
+        "Evaluated before:", "  choice 1: clip_score_drop: 90 more pictures",
+    ]  # fmt: skip
+
+
+def test_what_overflows_has_a_row_without_figures() -> None:
+    rows = list(candidate_rows(hunted(replace(OWN, outcome="failed"))))
+    assert rows[1].count("-") == 4  # CLIP score, its interval, SSIM, SQNR
+    page = render_search(quick_recipe("unet_int8"), hunted(OWN), "verdict")
+    assert page.count("<svg") == 0
 
 
 @pytest.mark.parametrize(
@@ -251,6 +285,21 @@ def test_the_ladder_goes_from_the_cheapest_to_the_most_exact() -> None:
     assert seconds == sorted(seconds)
     assert noise[0] > noise[-1]
     assert all(rungs[index] not in rungs[:index] for index in range(len(rungs)))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])
+def test_a_group_far_above_the_others_leaves_choices_among_these(outlier: float) -> None:
+    options = [
+        Option(f"g{group}", name, noise, 0.0, seconds, 1.0, 1.0)
+        for group in range(8)
+        for name, noise, seconds in (("w8a8", 0.001 * (1 + group), 1.0), ("fp16", 0.0, 2.0))
+    ]
+    options[0] = replace(options[0], noise=0.001 * outlier)
+    rungs = ladder(options, "latency", Limits(), lambda *_: None)
+    kept = [sum(name == "fp16" for name in one.values()) for one in rungs]
+    assert kept[0] == 0
+    assert kept[-1] == 8
+    assert len(set(kept)) >= 6
 
 
 def test_among_equal_costs_the_smaller_error_is_taken() -> None:

@@ -45,17 +45,16 @@ def candidate_rows(hunt: Hunt) -> Iterator[Sequence[str]]:
         "front",
     )
     for one in hunt.candidates:
-        score = one.figures["clip_score"]
         yield (
             one.name,
             _composition(one),
             f"{one.call_seconds * 1e3:.1f} ms",
             f"x {one.call_ratio:.2f}",
             f"{one.stored_bytes / 1e6:.1f} MB",
-            f"{score.value:+.2f}",
-            _interval(score),
-            f"{one.figures['ssim'].value:.3f}",
-            *([f"{one.figures['checker'].value:+.0f} %"] if checked else []),
+            _figure(one, "clip_score", "{:+.2f}"),
+            _interval(one.figures.get("clip_score")),
+            _figure(one, "ssim", "{:.3f}"),
+            *([_figure(one, "checker", "{:+.0f} %")] if checked else []),
             "-" if one.least_unet_db is None else f"{one.least_unet_db:.1f} dB",
             _standing(one),
             "yes" if one.on_front else "",
@@ -85,8 +84,9 @@ def render_search(recipe: Recipe, hunt: Hunt, verdict: str) -> str:
         samples=hunt.candidates[0].samples,
         candidate_rows=list(candidate_rows(hunt)),
         fronts=[
-            (title, front_chart(list(_points(hunt, metric, objective, scale)), label, title))
+            (title, front_chart(points, label, title))
             for metric, title in (("clip_score", "CLIP score"), ("ssim", "SSIM"))
+            if (points := list(_points(hunt, metric, objective, scale)))
         ],
         heat_maps=list(_heat_maps(hunt.sensitivities)),
         group_rows=list(_group_rows(hunt)),
@@ -126,8 +126,14 @@ def _standing(candidate: Candidate) -> str:
     return "; ".join([candidate.outcome or "-", *candidate.excess])
 
 
-def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
+def _figure(candidate: Candidate, metric: str, form: str) -> str:
+    """A figure as text; what overflows has none."""
+    found = candidate.figures.get(metric)
+    return "-" if found is None else form.format(found.value)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return "-"
     return f"{estimate.low:+.2f} to {estimate.high:+.2f}"
 
@@ -138,6 +144,7 @@ def _points(
     places = {
         one.name: (one.cost(objective) * scale, one.figures[metric].value)
         for one in hunt.candidates
+        if one.figures
     }
     for name, (x, y) in places.items():
         yield name, x, y, not any(dominates((b, a), (y, x)) for a, b in places.values())

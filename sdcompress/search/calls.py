@@ -48,9 +48,14 @@ class Guidance:
         return latents
 
 
+def look_block(cells: int) -> int:
+    """How many cells of latents a side become one, where the shorter side has so many."""
+    return max(1, cells // LOOK_CELLS)
+
+
 def shrunk(latents: Array) -> Array:
     """Means of square blocks of latents [1, 4, h/8, w/8] that leave `LOOK_CELLS` a side or more."""
-    block = max(1, min(latents.shape[2:]) // LOOK_CELLS)
+    block = look_block(min(latents.shape[2:]))
     rows, columns = (side // block for side in latents.shape[2:])
     cut = latents[:, :, : rows * block, : columns * block]
     blocks = cut.reshape(*latents.shape[:2], rows, block, columns, block)

@@ -21,6 +21,7 @@ from sdcompress.progress import Advance
 from sdcompress.runtime.device import Target, compile_model, opened_model
 from sdcompress.search.groups import Group
 from sdcompress.splitting import FIRST
+from sdcompress.store import read_record, write_record
 
 # Small models stay compiled for more rounds: their calls are over before a machine changes speed.
 _ROUNDS, _ROUNDS_OF_SMALL = 2, 8
@@ -59,11 +60,13 @@ def measure_costs(
     groups: Sequence[Group],
     shapes: Mapping[str, Sequence[int]],
     device: str,
+    folder: Path,
     on_model: Advance,
 ) -> dict[str, ModelCost]:
     """Compiles and runs each model for inputs of these shapes; the quickest of the rounds counts.
 
-    Floating-point layers run in the precision that the device picks by itself.
+    Floating-point layers run in the precision that the device picks by itself. What is measured is
+    kept in `folder`, and not measured again.
     """
     sizes = [xml_bytes(xml) for xml in models.values()]
     small = max(sizes) < _SMALL_BYTES and sum(sizes) < _SMALL_BYTES_OF_ALL
@@ -72,12 +75,15 @@ def measure_costs(
     kept: dict[str, _Profiled] = {}
     for number in range(total):
         name = list(models)[number % len(models)]
-        profiled = kept.get(name) or _Profiled(models[name], groups, shapes, device)
-        if small:
-            kept[name] = profiled
-        cost = profiled.cost()
+        file = folder / f"{number:03d}.json"
+        if not file.exists():
+            profiled = kept.get(name) or _Profiled(models[name], groups, shapes, device)
+            if small:
+                kept[name] = profiled
+            write_record(file, ModelCost, profiled.cost())
+            del profiled  # a large one's memory, before the next is compiled
+        cost = read_record(file, ModelCost)
         found[name] = _quicker(found[name], cost) if name in found else cost
-        del profiled  # a large one's memory, before the next is compiled
         on_model(number + 1, total)
     return found
 

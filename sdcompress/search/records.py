@@ -17,7 +17,8 @@ class Candidate:
 
     `figures` are those of the evaluation, against the float32 baseline, over `samples` pictures;
     `least_unet_db` is the UNet's SQNR at its worst timestep, measured where a budget asks for it.
-    `outcome` is what both say of the recipe's budgets, None where there are none of these.
+    `outcome` is what both say of the recipe's budgets, None where there are none of these. What
+    overflows has no figures and has failed.
     `call_ratio` is the time of a call by that of the UNet in 16 bits; `excess` tells which limits
     of the search are not kept. `choice` and what was expected of it are those of the solver, None
     where the method is not its own. `on_front` tells that no other candidate costs less and is

@@ -57,6 +57,11 @@ class GroupError:
         return float(np.mean(self.noise))
 
     @property
+    def overflows(self) -> bool:
+        """Whether it does at any of the timesteps."""
+        return max(self.noise) >= OVERFLOWED
+
+    @property
     def mean_content(self) -> float:
         """Nothing where the group does not decide on content."""
         return float(np.mean(self.content)) if self.content else 0.0
@@ -94,16 +99,19 @@ class Sensitivity:
         """Noise and content loss to expect at the end of a trajectory with the group alone.
 
         Of groups that were not drawn with, what one call says, grown as those of the others did.
-        Only groups that decide on content have a loss of it.
+        Only groups that decide on content have a loss of it. What overflows at any timestep does.
         """
         error = self.of(group)
         if error is None:
             return 0.0, 0.0
+        if error.overflows:
+            return OVERFLOWED, _MOST_LOSS
         for one in self.drawn:
             if one.group == group:
                 return one.noise, 0.0 if error.content is None else one.content
-        single = [one for one in self.drawn if one.group != WHOLE]
-        pairs = [(known, one) for one in single if (known := self.of(one.group))]
+        single = [one for one in self.drawn if one.group != WHOLE and one.noise < OVERFLOWED]
+        known_of = ((self.of(one.group), one) for one in single)
+        pairs = [(known, one) for known, one in known_of if known and not known.overflows]
         noise = _growth([(known.mean_noise, one.noise) for known, one in pairs])
         content = _growth([(known.mean_content, one.content) for known, one in pairs])
         return error.mean_noise * noise, error.mean_content * content

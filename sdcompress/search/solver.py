@@ -16,6 +16,7 @@ Choice = dict[str, str]
 """Group to variant."""
 
 _RUNGS = 24
+_LESS = 0.8  # of the errors of the last choice, what the next may have
 
 
 @dataclass(frozen=True)
@@ -126,19 +127,19 @@ def _beaten(one: Option, options: Sequence[Option], figures: Collection[str]) ->
 def ladder(
     options: Sequence[Option], objective: str, limits: Limits, advance: Advance
 ) -> list[Choice]:
-    """Choices for ever smaller shares of the error that the cheapest choice has, each once.
+    """Choices for ever smaller errors, the cheapest of all first; none if nothing keeps to limits.
 
-    Both errors are allowed the same share. The first is the cheapest choice of all; there is none
-    where nothing keeps to the limits.
+    Both errors are allowed the same share of what the choice before has, so that one group whose
+    error is far above the others' leaves choices among these. The last one errs the least.
     """
     cheapest = solve(options, objective, limits)
     if cheapest is None:
         return []
     found = [cheapest]
-    noise, content = (total(options, cheapest, field) for field in ("noise", "content"))
-    for rung, share in enumerate((*np.geomspace(1.0, 0.01, _RUNGS)[1:], 0.0), 1):
-        allowed = Limits(**{**vars(limits), "noise": noise * share, "content": content * share})
-        choice = solve(options, objective, allowed)
+    for rung in range(1, _RUNGS + 1):
+        share = _LESS if rung < _RUNGS else 0.0
+        noise, content = (share * total(options, found[-1], one) for one in ("noise", "content"))
+        choice = solve(options, objective, replace(limits, noise=noise, content=content))
         if choice is not None and choice not in found:
             found.append(choice)
         advance(rung, _RUNGS)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import quick_recipe
 
+from sdcompress import searching
+from sdcompress.candidates import Contest
 from sdcompress.errors import InputError, QualityGateFailed, RecipeError
 from sdcompress.ir import IR_NAME
 from sdcompress.line import find_material
@@ -18,6 +20,7 @@ from sdcompress.opening import production_line
 from sdcompress.precision import layers_of
 from sdcompress.progress import Advance, SilentProgress
 from sdcompress.recipe import Recipe, load_recipe
+from sdcompress.runtime import NotFiniteError
 from sdcompress.runtime.manifest import sha256_of
 from sdcompress.search.groups import CONTENT_KINDS
 from sdcompress.search.sensitivity import WHOLE
@@ -176,6 +179,24 @@ def test_when_nothing_passes_it_says_what_stands_in_the_way(
     assert kept == ["search.html", "search.json"]
 
 
+def test_candidates_that_overflow_have_failed_and_nothing_is_lost(
+    found: Found, build_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del found  # measured on the way
+
+    def overflow(*_: object, **__: object) -> None:
+        raise NotFiniteError("the latents are not finite")
+
+    monkeypatch.setattr(Contest, "_judged", overflow)
+    monkeypatch.setattr(searching, "quantize", overflow)
+    with pytest.raises(QualityGateFailed, match="it overflows: the latents are not finite"):
+        search(reduced("name=found_broken"), build_folder / "found_broken-search")
+    told = json.loads((build_folder / "found_broken-search/search.json").read_text())
+    for one in told["candidates"]:
+        assert (one["figures"], one["outcome"], one["on_front"]) == ({}, "failed", False)
+        assert one["call_seconds"] > 0.0
+
+
 def test_limits_out_of_reach_are_told_in_the_recipes_words(
     found: Found, build_folder: Path
 ) -> None:
@@ -206,6 +227,9 @@ def test_settings_that_make_no_sense_are_faults_of_the_recipe(override: str, mes
 def test_what_it_cannot_do_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"asks for 400 calls, but \d+ are recorded"):
         search(reduced("search.timesteps=400"), tmp_path / "found")
+    many = r"search\.prompts asks for 9999 prompts beside the 4 that are calibrated on"
+    with pytest.raises(InputError, match=many):
+        search(reduced("search.prompts=9999"), tmp_path / "found")
     for folder in (".", Path.cwd().anchor):
         with pytest.raises(InputError, match="is the current or the topmost folder"):
             search(reduced(), folder)
