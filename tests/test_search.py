@@ -297,6 +297,7 @@ def test_clip_looks_at_what_the_decoder_takes(any_size: bool, cells: int) -> Non
     )
     meter._pipeline = cast(Pipeline, SimpleNamespace(decode=decode))
     meter._eyes = cast(ClipEyes, SimpleNamespace(embed=lambda _: np.ones((1, 8))))
+    meter._expected = [sample]
     assert meter._content(0, sample) == pytest.approx(0.0)
     assert seen == [(1, 4, cells, cells)] * 2  # the baseline's, and the group's
 
