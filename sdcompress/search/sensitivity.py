@@ -110,8 +110,9 @@ class Sensitivity:
             if one.group == group:
                 return one.noise, 0.0 if error.content is None else one.content
         single = [one for one in self.drawn if one.group != WHOLE and one.noise < OVERFLOWED]
-        known_of = ((self.of(one.group), one) for one in single)
-        pairs = [(known, one) for known, one in known_of if known and not known.overflows]
+        pairs = [
+            (known, one) for one in single if (known := self.of(one.group)) and not known.overflows
+        ]
         noise = _growth([(known.mean_noise, one.noise) for known, one in pairs])
         content = _growth([(known.mean_content, one.content) for known, one in pairs])
         return error.mean_noise * noise, error.mean_content * content
