@@ -21,6 +21,8 @@ from sdcompress.progress import TerminalProgress
 from sdcompress.recipe import Recipe
 from sdcompress.searching import search
 
+# Pictures of a stand-in show nothing, so few are drawn.
+FEW = ("search.prompts=2", "evaluate.yardstick_prompts=0")
 MARGIN_DB = 0.3
 WANTED = 1.15
 WHOLE: dict[str, Method] = {"hybrid": Hybrid(method="hybrid"), "W8A8": Int8(method="int8")}
@@ -30,9 +32,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo or a diffusers folder")
     parser.add_argument("--work", type=Path, default=Path("build/search"))
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="of the recipe",
+    )
     options = parser.parse_args()
-    # Pictures of a stand-in show nothing, so few are drawn.
-    changes = () if options.model == "demo" else ("search.prompts=2",)
+    changes = (*(() if options.model == "demo" else FEW), *options.changes)
     recipe = recipe_for(options.model, changes)
     usual: dict[str, Method] = {"W8A8 but for both ends": recipe.compress.unet}
     sqnr = _sqnr(recipe, WHOLE, options.work)

@@ -15,6 +15,7 @@ import openvino as ov
 import pytest
 from conftest import quick_recipe
 
+from sdcompress.calibrate import ModelInputs
 from sdcompress.evaluate.clip_score import ClipEyes
 from sdcompress.evaluate.sqnr import sqnr_db
 from sdcompress.ir import IR_NAME
@@ -308,7 +309,8 @@ def survey(baseline: Path, build_folder: Path, tmp_path: Path) -> Survey:
     model = Path(shutil.copytree(baseline, tmp_path / "model"))
     file = model / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "EDMEulerScheduler"}))
-    calibrated = next((build_folder / ".sdcompress").glob("calibrate-*"))
+    recorded = (build_folder / ".sdcompress").glob("calibrate-*")
+    calibrated = max(recorded, key=lambda one: len(ModelInputs(one, "unet", 2).timesteps()))
     line = SimpleNamespace(converted=model, calibrated=calibrated)
     judging = SimpleNamespace(
         prompts=(Prompt("a red ring"),), instruments=SimpleNamespace(scorer=None, checker=True)
