@@ -4,8 +4,9 @@ The UNet is quantized once with each option and asked what the float32 one was a
 to pictures of prompts that nothing was calibrated on. Prints SQNR of its answers in dB, over all
 calls and at both ends of the trajectory, as one Markdown table, and what splitting layers does to
 the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` (``make
-bench-calibration MODEL=FOLDER``) for a full-size one such as that of ``make_sd21.py``, without what
-NNCF collects itself, which takes 16 GB there, and without other prompts, which take hours.
+bench-calibration MODEL=FOLDER``) for a full-size one such as that of ``make_sd21.py``. There, rows
+that take hours (other prompts) or 16 GB (what NNCF collects itself) are only run when ``--only``
+names them.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class Trial:
     name: str
     unet: dict[str, Any]
     sections: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    demo_only: bool = False
+    costly: bool = False
 
 
 def _w8a8(**options: Any) -> dict[str, Any]:
@@ -42,8 +43,8 @@ def _w8a8(**options: Any) -> dict[str, Any]:
 TRIALS = (
     Trial("as `unet_int8` and `sd21_base_int8` do it", _w8a8()),
     *(Trial(f"as many inputs, of {count} prompts", _w8a8(), {"calibrate": {"prompts": count}},
-            demo_only=True) for count in (8, 16, 64, 128)),
-    *(Trial(f"recorded in {count} steps", _w8a8(), {"sampling": {"steps": count}}, demo_only=True)
+            costly=True) for count in (8, 16, 64, 128)),
+    *(Trial(f"recorded in {count} steps", _w8a8(), {"sampling": {"steps": count}}, costly=True)
       for count in (8, 12)),
     *(Trial(f"recorded with cache_interval {count}", _w8a8(),
             {"calibrate": {"cache_interval": count}}) for count in (3, 5)),
@@ -53,12 +54,12 @@ TRIALS = (
     Trial("no SmoothQuant", _w8a8(smooth_quant_alpha=None)),
     Trial("symmetric activations", _w8a8(preset="performance")),
     Trial("no bias correction", _w8a8(bias_correction="none")),
-    Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), demo_only=True),
+    Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), costly=True),
     Trial("ranges: median", _w8a8(ranges="median")),
     Trial("ranges: widest", _w8a8(ranges="widest")),
     Trial("ranges: narrowest_step", _w8a8(ranges="narrowest_step")),
-    Trial("ranges: percentile", _w8a8(ranges="percentile"), demo_only=True),
-    Trial("ranges: mse", _w8a8(ranges="mse"), demo_only=True),
+    Trial("ranges: percentile", _w8a8(ranges="percentile"), costly=True),
+    Trial("ranges: mse", _w8a8(ranges="mse"), costly=True),
     Trial("text keys and values in 16 bits", _w8a8(ignored=[*ENDS, TEXT])),
     Trial("text's first token apart, in 16 bits",
           _w8a8(ignored=[*ENDS, f".*{FIRST}"]), {"convert": {"split_first_token": True}}),
@@ -78,7 +79,7 @@ def main() -> None:
         one
         for one in TRIALS
         if (not options.only or any(text in one.name for text in options.only))
-        and (options.model == "demo" or not one.demo_only)
+        and (options.model == "demo" or options.only or not one.costly)
     ]
     asked = f"{recipe.evaluate.sqnr_prompts} prompts, {recipe.sampling.steps} steps"
     print(f"{describe_machine()}; {asked}\n")
