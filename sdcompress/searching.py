@@ -5,6 +5,7 @@ on the device. A solver chooses, the choices are built, drawn with and ranked, a
 and evaluated as any recipe is, on prompts that had no part in the search.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from sdcompress.search.writing import (
     write_recipe,
 )
 from sdcompress.survey import Survey
-from sdcompress.verdict import Run
+from sdcompress.verdict import REPORT_IS_IN, Run
 from sdcompress.workflow import quantize
 
 OWN = "as the recipe says"
@@ -89,6 +90,7 @@ def search(
         hunt = _hunt(recipe, line, _with_prompts(judging, prompts))
         page = _Page(recipe, hunt, line.store.scratch / "result", target)
         page.publish("The candidates are yet to be evaluated.")
+        shutil.rmtree(bundle, ignore_errors=True)  # of a search whose page this one replaces
         try:
             chosen, run, refused = _confirmed(
                 recipe, hunt, bundle, shown, ignore_preflight=ignore_preflight
@@ -248,7 +250,7 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
     """
     tried = {candidate.name for candidate, _ in refusals}
     others = [
-        f"  {one.name}: {'; '.join(one.excess or ['broke budgets on the prompts of the search'])}"
+        f"  {one.name}: {'; '.join(one.excess or [_failure(one)])}"
         for one in hunt.candidates
         if one.name not in tried and (one.excess or one.outcome == "failed")
     ]
@@ -260,7 +262,7 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
             "search.variants"
         )
     last, refusal = refusals[-1]
-    before = [f"  {one.name}: {'; '.join(str(why).splitlines())}" for one, why in refusals[:-1]]
+    before = [f"  {one.name}: {_shortly(why)}" for one, why in refusals[:-1]]
     message = [
         f"no candidate passes the gate; the last that was evaluated, {last.name}:",
         str(refusal),
@@ -274,9 +276,20 @@ def _in_the_way(hunt: Hunt, refusals: Sequence[tuple[Candidate, _Refusal]]) -> _
     return (QualityUndecided if undecided else QualityGateFailed)("\n".join(message))
 
 
+def _shortly(refusal: _Refusal) -> str:
+    """In one line, without its report, which another one's has replaced."""
+    lines = str(refusal).splitlines()
+    return "; ".join(line for line in lines if not line.startswith(REPORT_IS_IN))
+
+
+def _failure(candidate: Candidate) -> str:
+    return "broke budgets on the prompts of the search" if candidate.figures else "overflows"
+
+
 def _blamed(hunt: Hunt, refused: Sequence[Candidate]) -> Iterator[str]:
-    """Yields lines about the groups of the solver's last that was refused, if one was."""
-    last = next((one for one in reversed(refused) if one.choice), None)
+    """Yields lines about the groups of the solver's last that was refused, or else drawn with."""
+    known = (*reversed(refused), *reversed(hunt.candidates))
+    last = next((one for one in known if one.choice), None)
     offenders = [] if last is None else hunt.offenders(last)
     if last is None or not offenders:
         return

@@ -17,6 +17,8 @@ from sdcompress.report import write_report
 from sdcompress.trial import Trial
 from sdcompress.ways import Folders
 
+REPORT_IS_IN = "The report is in"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -126,7 +128,7 @@ def _refusal(run: Run) -> str:
     return (
         f"{len(broken)} of {len(run.budgets)} budgets are broken, so there is no bundle:\n"
         + "\n".join(rows)
-        + f"\nThe report is in {run.report}"
+        + f"\n{REPORT_IS_IN} {run.report}"
     )
 
 
@@ -146,7 +148,7 @@ def _open_question(run: Run) -> str:
         "is no bundle:\n"
         + "\n".join(rows)
         + f"\n{_advice(run, samples, [budget.more for budget in unclear])}"
-        f"The report is in {run.report}"
+        f"{REPORT_IS_IN} {run.report}"
     )
 
 

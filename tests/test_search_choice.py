@@ -16,6 +16,7 @@ from conftest import quick_recipe
 from sdcompress import searching
 from sdcompress.candidates import excess
 from sdcompress.errors import InputError, QualityGateFailed, QualityUndecided
+from sdcompress.evaluate.records import Estimate
 from sdcompress.methods import Fp16, Int8, Int8Weights
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe
@@ -52,15 +53,28 @@ def test_what_was_measured_is_held_against_the_limits() -> None:
 
 
 def hunted(*candidates: Candidate) -> Hunt:
-    noise = Option("mid_block resnet", "w8a8", 0.01, 0.002, 1, 1, 1)
-    return Hunt((), {}, {}, (noise,), candidates, "")
+    options = (Option("mid_block resnet", "w8a8", 0.01, 0.002, 1, 1, 1),)
+    return Hunt((), {}, {}, options, candidates, "")
+
+
+def test_groups_are_blamed_by_either_yardstick() -> None:
+    names = ("loud", "louder", "seen", "unseen", "unused")
+    errors = ((0.2, 0.0), (0.3, 0.0), (0.02, 0.1), (0.01, 0.01), (0.9, 0.9))
+    options = tuple(
+        Option(name, "w8a8", *error, 1, 1, 1) for name, error in zip(names, errors, strict=True)
+    )
+    chosen = replace(LIGHT, choice=dict.fromkeys(names[:-1], "w8a8"))
+    hunt = Hunt((), {}, {}, options, (chosen,), "")
+    assert [one.group for one in hunt.offenders(chosen, 1)] == ["louder", "seen"]
 
 
 CHOICE = {"mid_block resnet": "w8a8"}
 OWN = Candidate("as the recipe says", VARIANTS["w8a8"], {}, 2, None)
 LIGHT = replace(OWN, name="choice 1", choice=CHOICE)
 LARGE = replace(LIGHT, name="choice 2", excess=("9 MB instead of search.size_max 8MB",))
-WORSE = replace(LIGHT, name="choice 3", outcome="failed")
+SEEN = {"ssim": Estimate(0.9)}
+WORSE = replace(LIGHT, name="choice 3", outcome="failed", figures=SEEN)
+OVERFLOWING = replace(WORSE, name="choice 4", figures={})
 WRONG_OWN = replace(OWN, outcome="failed")
 PLAIN_OWN = replace(OWN, method=Fp16(method="fp16"))
 
@@ -72,12 +86,14 @@ PLAIN_OWN = replace(OWN, method=Fp16(method="fp16"))
         ((OWN, LIGHT), {"choice 1", OWN.name}, [OWN.name], None),
         ((OWN, LIGHT), {"choice 1"}, [OWN.name, "choice 1"], None),
         (
-            (LIGHT, WORSE, LARGE),
+            (LIGHT, WORSE, OVERFLOWING, LARGE),
             set(),
             ["choice 1"],
             r"error of choice 1 [^!]*mid_block resnet +as w8a8 +20\.0 dB[^!]*Not evaluated:\n"
-            r"  choice 3: broke budgets[^!]*\n  choice 2: 9 MB instead of",
+            r"  choice 3: broke budgets[^!]*\n  choice 4: overflows\n  choice 2: 9 MB instead of",
         ),
+        # Groups are blamed where only the recipe's own method, which has none, was evaluated.
+        ((OWN, WORSE), set(), [OWN.name], r"error of choice 3 [^!]*mid_block resnet +as w8a8"),
         ((LIGHT, OWN), set(), ["choice 1", OWN.name], "last .*as the recipe says:[^!]*of choice 1"),
         ((WRONG_OWN, WORSE), set(), ["choice 3"], "the last .*choice 3"),
         ((LARGE, WRONG_OWN), set(), [OWN.name], r"the last .*as the recipe says:\nclip_score_drop"),
@@ -121,7 +137,7 @@ def test_more_pictures_could_decide_where_they_could_for_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reasons = [
-        QualityUndecided("clip_score_drop: 90 more pictures"),
+        QualityUndecided("clip_score_drop: 90 more pictures\nThe report is in found"),
         NotFiniteError("the latents are not finite"),
     ]
 
@@ -283,8 +299,38 @@ def test_the_ladder_goes_from_the_cheapest_to_the_most_exact() -> None:
     noise = [total(options, one, "noise") for one in rungs]
     assert len(rungs) > 3
     assert seconds == sorted(seconds)
-    assert noise[0] > noise[-1]
+    assert noise[0] > noise[-1] == 0.0
     assert all(rungs[index] not in rungs[:index] for index in range(len(rungs)))
+
+
+@pytest.mark.parametrize("seconds", [11.0, 12.0, 14.0, 17.0])
+def test_limits_leave_choices_down_to_the_least_error_within_them(seconds: float) -> None:
+    noise = [0.001 * (1 + group) for group in range(10)]
+    options = [
+        Option(f"g{group}", name, error, 0.0, cost, 1.0, 1.0)
+        for group in range(10)
+        for name, error, cost in (("w8a8", noise[group], 1.0), ("fp16", 0.0, 2.0))
+    ]
+    rungs = ladder(options, "latency", Limits(seconds=seconds), lambda *_: None)
+    assert all(total(options, one, "seconds") <= seconds for one in rungs)
+    # The time that is left keeps the worst groups in 16 bits.
+    least = sum(noise[: 20 - int(seconds)])
+    assert total(options, rungs[-1], "noise") == pytest.approx(least, rel=0.05)
+
+
+def test_where_content_cannot_be_kept_fidelity_still_can() -> None:
+    options = [
+        Option("text", "w8a8", 0.1, 0.3, 1, 1.0, 1),
+        Option("text", "fp16", 0.0, 0.0, 2, 9.0, 1),  # too large
+        *(
+            Option(f"g{group}", name, error, 0.0, cost, 1.0, 1)
+            for group in range(3)
+            for name, error, cost in (("w8a8", 0.2, 1), ("fp16", 0.0, 2))
+        ),
+    ]
+    rungs = ladder(options, "latency", Limits(stored_bytes=5.0), lambda *_: None)
+    noise = [round(total(options, one, "noise"), 6) for one in rungs]
+    assert noise == [0.7, 0.5, 0.3, 0.1]
 
 
 @pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])

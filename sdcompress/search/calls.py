@@ -54,7 +54,10 @@ def look_block(cells: int) -> int:
 
 
 def shrunk(latents: Array) -> Array:
-    """Means of square blocks of latents [1, 4, h/8, w/8] that leave `LOOK_CELLS` a side or more."""
+    """Means of square blocks of latents [1, 4, h/8, w/8], the largest that leave `LOOK_CELLS`.
+
+    Smaller latents stay as they are.
+    """
     block = look_block(min(latents.shape[2:]))
     rows, columns = (side // block for side in latents.shape[2:])
     cut = latents[:, :, : rows * block, : columns * block]

@@ -73,8 +73,9 @@ def measure_costs(
     total = (_ROUNDS_OF_SMALL if small else _ROUNDS) * len(models)
     found: dict[str, ModelCost] = {}
     kept: dict[str, _Profiled] = {}
+    names = sorted(models)  # in whatever order a run before this was given them
     for number in range(total):
-        name = list(models)[number % len(models)]
+        name = names[number % len(names)]
         file = folder / f"{number:03d}.json"
         if not file.exists():
             profiled = kept.get(name) or _Profiled(models[name], groups, shapes, device)

@@ -59,7 +59,12 @@ class Hunt:
     processor: str
 
     def offenders(self, candidate: Candidate, most: int = 5) -> list[Option]:
-        """The groups that add most to a candidate's expected noise, the worst first."""
+        """The groups that add most to a candidate's expected noise, or to its loss of content.
+
+        At most so many of each, the worst first.
+        """
         chosen = candidate.choice or {}
         used = [one for one in self.options if one.noise and chosen.get(one.group) == one.variant]
-        return sorted(used, key=lambda one: -one.noise)[:most]
+        by_noise = sorted(used, key=lambda one: -one.noise)[:most]
+        by_content = sorted(used, key=lambda one: -one.content)[:most]
+        return list(dict.fromkeys((*by_noise, *(one for one in by_content if one.content))))

@@ -99,7 +99,7 @@ class Sensitivity:
         """Noise and content loss to expect at the end of a trajectory with the group alone.
 
         Of groups that were not drawn with, what one call says, grown as those of the others did.
-        Only groups that decide on content have a loss of it. What overflows at any timestep does.
+        Only groups that decide on content have a loss of it. Overflow at one timestep is overflow.
         """
         error = self.of(group)
         if error is None:
@@ -203,8 +203,8 @@ class Keeper:
 
 
 def _worth_drawing(errors: Sequence[GroupError], most: int) -> Iterator[str]:
-    """Yields the groups with the largest errors by either yardstick, and all together."""
-    single = [one for one in errors if one.group != WHOLE]
+    """Yields the groups with the largest finite errors by either yardstick, and all together."""
+    single = [one for one in errors if one.group != WHOLE and not one.overflows]
     by_noise = sorted(single, key=lambda one: -one.mean_noise)
     seen = [one for one in single if one.content is not None]
     by_content = sorted(seen, key=lambda one: -one.mean_content)

@@ -16,7 +16,7 @@ Choice = dict[str, str]
 """Group to variant."""
 
 _RUNGS = 24
-_LESS = 0.8  # of the errors of the last choice, what the next may have
+_SHARE = 0.8  # of the last choice's errors, what the next may have
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,35 @@ def ladder(
 ) -> list[Choice]:
     """Choices for ever smaller errors, the cheapest of all first; none if nothing keeps to limits.
 
-    Both errors are allowed the same share of what the choice before has, so that one group whose
-    error is far above the others' leaves choices among these. The last one errs the least.
+    Errors are allowed a share of what the choice before has, so that one group whose error is far
+    above the others' leaves choices among these. Where limits leave none, steps become shorter, so
+    that the last choices err little more than any within the limits has to.
     """
     cheapest = solve(options, objective, limits)
     if cheapest is None:
         return []
-    found = [cheapest]
+    found, share = [cheapest], _SHARE
     for rung in range(1, _RUNGS + 1):
-        share = _LESS if rung < _RUNGS else 0.0
-        noise, content = (share * total(options, found[-1], one) for one in ("noise", "content"))
-        choice = solve(options, objective, replace(limits, noise=noise, content=content))
-        if choice is not None and choice not in found:
+        choice = _gentler(options, objective, limits, found[-1], share)
+        if choice is None:
+            share = (1.0 + share) / 2.0
+        else:
             found.append(choice)
         advance(rung, _RUNGS)
     return found
+
+
+def _gentler(
+    options: Sequence[Option], objective: str, limits: Limits, last: Choice, share: float
+) -> Choice | None:
+    """The cheapest choice with so small a share of both errors of the last one.
+
+    Or else of one of them, where the other grows no larger.
+    """
+    errors = {name: total(options, last, name) for name in ("noise", "content")}
+    for lowered in (("noise", "content"), ("noise",), ("content",)):
+        allowed = errors | {name: share * errors[name] for name in lowered}
+        choice = solve(options, objective, replace(limits, **allowed))
+        if choice not in (None, last):
+            return choice
+    return None
