@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unet_quality import call_seconds, opened_line, recipe_for, sqnr_by_step, traced
+from unet_quality import (
+    as_ratio,
+    call_seconds,
+    opened_line,
+    ratio,
+    recipe_for,
+    sqnr_by_step,
+    traced,
+)
 
 from sdcompress.processor import describe_machine
 from sdcompress.recipe import Recipe
@@ -103,8 +111,9 @@ def main() -> None:
     with opened_line(recipe, options.work) as line:
         seconds = call_seconds(line, {name: unets[name] for name in (first, *timed)})
     print("\nA call, in turn:")
-    for name, one in seconds.items():
-        print(f"- {name}: {one * 1e3:.1f} ms, x {one / seconds[first]:.3f}")
+    for name, turns in seconds.items():
+        by_first = as_ratio(ratio(seconds, name, first))
+        print(f"- {name}: {min(turns) * 1e3:.1f} ms, {by_first}")
 
 
 def _changed(recipe: Recipe, trial: Trial) -> Recipe:

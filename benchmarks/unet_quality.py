@@ -26,6 +26,7 @@ from sdcompress.shipped import shipped_folder
 from sdcompress.trial import shots_of
 
 Array = np.ndarray[Any, Any]
+TURNS = 3
 
 
 def recipe_for(model: str, changes: tuple[str, ...] = ()) -> Recipe:
@@ -66,11 +67,27 @@ def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
     return np.array(np.mean(found, axis=0))
 
 
-def call_seconds(line: Line, unets: Mapping[str, Path]) -> dict[str, float]:
-    """What a call with both branches takes, of each UNet in turn."""
+def call_seconds(line: Line, unets: Mapping[str, Path]) -> dict[str, list[float]]:
+    """What a call with both branches takes, of each UNet in so many turns."""
     inputs = ModelInputs(line.calibrated, "unet", line.recipe.sampling.branches).at(0)
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {name: folder / IR_NAME for name, folder in unets.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        costs = measure_costs(models, (), shapes, line.recipe.device, Path(folder), lambda *_: None)
-    return {name: cost.seconds for name, cost in costs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(TURNS):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, device = Path(scratch), line.recipe.device
+            costs = measure_costs(models, (), shapes, device, folder, lambda *_: None)
+        for name, turns in seconds.items():
+            turns.append(costs[name].seconds)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], name: str, by: str) -> Array:
+    """The median of the turns' ratios, the least and the largest."""
+    found = np.divide(seconds[name], seconds[by])
+    return np.array([np.median(found), found.min(), found.max()])
+
+
+def as_ratio(found: Array) -> str:
+    """Such a ratio in words."""
+    return f"x {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
