@@ -3,7 +3,7 @@
 Hybrid and W8A8 of the whole UNet are made and asked what the float32 one was asked on its way to
 pictures of prompts that nothing was calibrated on. A budget a little above the better one's worst
 timestep is what both fail; a search then looks for the quickest mixture that passes it. All are
-timed in three turns, with performance counters on: a time is the quickest, a ratio the median of
+timed in turns, with performance counters on: a time is the quickest, a ratio the median of
 the turns', with its range. Prints one Markdown table, and exits with 1 when what was found is not
 1.15 times as fast as hybrid, or no closer to the float32 one. A quarter of an hour on the demo;
 hours with ``--model FOLDER`` (``make bench-search MODEL=FOLDER``) for a full-size model such as
@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from unet_quality import (
+    TURNS,
     Array,
     as_ratio,
     call_seconds,
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo or a diffusers folder")
     parser.add_argument("--work", type=Path, default=Path("build/search"))
+    parser.add_argument("--turns", type=int, default=TURNS, help="in which all are timed")
     parser.add_argument(
         "--set",
         action="append",
@@ -63,7 +65,7 @@ def main() -> None:
     others = usual if same else usual | {"found": found.chosen.method}
     winner = same[0] if same else "found"
     sqnr |= _sqnr(recipe, others, options.work)
-    seconds = _seconds(recipe, WHOLE | others, options.work)
+    seconds = _seconds(recipe, WHOLE | others, options.work, options.turns)
     asked = f"{recipe.evaluate.sqnr_prompts} prompts, {recipe.sampling.steps} steps"
     print(f"\n{describe_machine()}; {asked}\n")
     print("| UNet | a call | by 16 bits | by hybrid | SQNR, worst timestep | mean | budget |")
@@ -95,11 +97,13 @@ def _sqnr(recipe: Recipe, methods: dict[str, Method], work: Path) -> dict[str, A
         }
 
 
-def _seconds(recipe: Recipe, methods: dict[str, Method], work: Path) -> dict[str, list[float]]:
+def _seconds(
+    recipe: Recipe, methods: dict[str, Method], work: Path, turns: int
+) -> dict[str, list[float]]:
     """What a call takes in 16 bits and by each method, in turn."""
     with opened_line(recipe, work) as line:
         unets = {name: line.compressed_by("unet", one).folder for name, one in methods.items()}
-        return call_seconds(line, {PLAIN: line.converted / "unet"} | unets)
+        return call_seconds(line, {PLAIN: line.converted / "unet"} | unets, turns)
 
 
 if __name__ == "__main__":

@@ -67,18 +67,20 @@ def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
     return np.array(np.mean(found, axis=0))
 
 
-def call_seconds(line: Line, unets: Mapping[str, Path]) -> dict[str, list[float]]:
+def call_seconds(
+    line: Line, unets: Mapping[str, Path], turns: int = TURNS
+) -> dict[str, list[float]]:
     """What a call with both branches takes, of each UNet in so many turns."""
     inputs = ModelInputs(line.calibrated, "unet", line.recipe.sampling.branches).at(0)
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {name: folder / IR_NAME for name, folder in unets.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(TURNS):
+    for _ in range(turns):
         with tempfile.TemporaryDirectory() as scratch:
             folder, device = Path(scratch), line.recipe.device
             costs = measure_costs(models, (), shapes, device, folder, lambda *_: None)
-        for name, turns in seconds.items():
-            turns.append(costs[name].seconds)
+        for name, found in seconds.items():
+            found.append(costs[name].seconds)
     return seconds
 
 
