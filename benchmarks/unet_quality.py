@@ -60,7 +60,8 @@ def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
     with tempfile.TemporaryDirectory(dir=line.store.scratch) as scratch:
         folder = Path(scratch) / "candidate"
         assemble(line.converted, parts | {"unet": unet}, folder)
-        pipeline = Variant(folder, "CPU", None, line.settings).open()
+        precision = line.recipe.execution_precision
+        pipeline = Variant(folder, "CPU", precision, line.settings).open()
         found = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
         del pipeline
         gc.collect()  # unmaps the files, which Windows cannot delete while they are open
@@ -75,10 +76,11 @@ def call_seconds(
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {name: folder / IR_NAME for name, folder in unets.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    device, precision = line.recipe.device, line.recipe.execution_precision
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as scratch:
-            folder, device = Path(scratch), line.recipe.device
-            costs = measure_costs(models, (), shapes, device, folder, lambda *_: None)
+            folder = Path(scratch)
+            costs = measure_costs(models, (), shapes, device, precision, folder, lambda *_: None)
         for name, found in seconds.items():
             found.append(costs[name].seconds)
     return seconds

@@ -240,7 +240,7 @@ def _against_other(
     progress: Progress,
 ) -> Run:
     """Both sides are folders as they are. Neither is traced back to a model."""
-    require_device(recipe.device)
+    require_device(recipe.device, execution_precision=recipe.execution_precision)
     for side in (other, judged):
         read_layout(side.folder)  # says what is missing
         for scheduler in recipe.schedulers:

@@ -74,7 +74,7 @@ def find_material(recipe: Recipe, progress: Progress, *, makes: bool = True) -> 
     prompts: tuple[Prompt, ...] = ()
     if makes and recipe.compress.needs_calibration:
         prompts = load_prompts(chosen.prompt_set, chosen.prompts, chosen.seed)
-    require_device(recipe.device)
+    require_device(recipe.device, execution_precision=recipe.execution_precision)
     source = locate(
         recipe.model,
         recipe.revision,

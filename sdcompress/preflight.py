@@ -166,7 +166,7 @@ class _Work:
         """Every UNet is compiled twice: the variants, the candidates, and before both 16 bits."""
         search = self.recipe.search
         timed = 2 * (1 + len(search.variants) + 2 + search.candidates)
-        seconds = timed * (_COMPILE_SECONDS + 12 * self._step_seconds("native"))
+        seconds = timed * (_COMPILE_SECONDS + 12 * self._step_seconds(self._own))
         return StageEstimate("cost", f"{timed} models", seconds, *self._drawing_memory())
 
     def _trial_pictures(self) -> StageEstimate:
@@ -305,7 +305,8 @@ class _Work:
         """What the baseline was asked, asked of the others, and both pictures."""
         calls = self.recipe.sampling.unet_calls
         quick = calls * self._quantized_step_seconds()
-        compared = calls * self._step_seconds("f32") + 2 * (quick + self._rounded_seconds())
+        rounded = 0.0 if self._own == "f32" else self._rounded_seconds()
+        compared = calls * self._step_seconds("f32") + 2 * (quick + rounded)
         compared += 2 * self._seconds(self.model.vae_decoder_macs, "f32")
         detail = "1 prompt" if prompts == 1 else f"{prompts} prompts"
         detail += f", {candidates} times" if candidates > 1 else ""
@@ -323,14 +324,20 @@ class _Work:
         return denoising + self._seconds(self.model.vae_decoder_macs, "f32")
 
     def _candidate_seconds(self, runtime: Runtime) -> float:
-        decoding = self._seconds(self.model.vae_decoder_macs, "native")
+        decoding = self._seconds(self.model.vae_decoder_macs, self._own)
         decoding *= _TINY_DECODER if runtime.decoder == "tiny" else 1.0
         return self._candidate_calls(runtime) * self._quantized_step_seconds() + decoding
 
     def _quantized_step_seconds(self) -> float:
         method = most_of(self.recipe.compress.unet).method
-        quantized = _QUANTIZED["narrow" if self.speed.narrow else "f32"].get(method, 1.0)
-        return self._step_seconds("native") * quantized
+        narrow = self.speed.narrow and self._own != "f32"
+        quantized = _QUANTIZED["narrow" if narrow else "f32"].get(method, 1.0)
+        return self._step_seconds(self._own) * quantized
+
+    @property
+    def _own(self) -> str:
+        """What the candidate is executed in."""
+        return "f32" if self.recipe.execution_precision == "f32" else "native"
 
     def _candidate_calls(self, runtime: Runtime) -> float:
         """A candidate's picture in calls of the whole network with all branches of guidance."""

@@ -212,6 +212,7 @@ class Recipe(Section):
     config: str | None = None
     loras: list[Lora] = Field(default_factory=list)
     device: str = "CPU"
+    execution_precision: Literal["f32", "bf16", "f16"] | None = None
     convert: Convert = Convert()
     sampling: Sampling = Sampling()
     calibrate: Calibrate = Calibrate()

@@ -156,6 +156,7 @@ class Survey:
             groups=[asdict(one) for one in self.groups],
             shapes={name: list(shape) for name, shape in self._shapes.items()},
             device=self.recipe.device,
+            execution_precision=self.recipe.execution_precision,
             processor=processor_record(),
             openvino=version("openvino"),
         )
@@ -171,6 +172,7 @@ class Survey:
                 self.groups,
                 self._shapes,
                 self.recipe.device,
+                self.recipe.execution_precision,
                 folder,
                 on_progress=advance,
             ),

@@ -159,7 +159,8 @@ def finished(trial: Trial, combinations: Sequence[Shortcuts], turns: int) -> set
 def _ways(trial: Trial, combinations: Sequence[Shortcuts]) -> dict[str, Way]:
     """The baseline, and by their numbers the combinations."""
     plain = trial.ways(len(trial.shots))[BASELINE]
-    candidate = replace(plain, side=COMPRESSED, execution_precision=None)
+    precision = trial.recipe.execution_precision
+    candidate = replace(plain, side=COMPRESSED, execution_precision=precision)
     return {BASELINE: plain} | {
         str(number): replace(
             candidate,

@@ -108,7 +108,15 @@ class Trial:
         """Everything that is drawn of the first `count` shots: both sides, then the yardsticks."""
         few = self.recipe.evaluate.yardstick_prompts
         candidate = Settings(**self.recipe.candidate_settings)
-        return ways_to_draw(self._settings, candidate, self.shots[:count], few, self.recipe.device)
+        recipe = self.recipe
+        return ways_to_draw(
+            self._settings,
+            candidate,
+            self.shots[:count],
+            few,
+            recipe.device,
+            recipe.execution_precision,
+        )
 
     def finished(self) -> set[str]:
         """The names of the long stages that need not be run."""

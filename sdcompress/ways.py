@@ -40,15 +40,16 @@ def ways_to_draw(
     shots: tuple[Shot, ...],
     yardstick_prompts: int | None,
     device: str,
+    execution_precision: str | None,
 ) -> dict[str, Way]:
     """Both sides on all shots, then the yardsticks on the first `yardstick_prompts` (None: all).
 
-    Baseline and yardsticks are drawn with `settings`.
+    Baseline and yardsticks are drawn with `settings`, `execution_precision` is the candidate's.
     """
     baseline = Way("baseline", BASELINE, BASELINE_PRECISION, settings, shots)
     found = {
         BASELINE: baseline,
-        COMPRESSED: Way("compressed", COMPRESSED, None, candidate, shots),
+        COMPRESSED: Way("compressed", COMPRESSED, execution_precision, candidate, shots),
     }
     few = replace(baseline, shots=shots[:yardstick_prompts])
     if len(few.shots) < 2:

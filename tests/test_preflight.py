@@ -376,6 +376,16 @@ def test_shortcuts_shorten_what_the_candidate_draws(recipe: Recipe) -> None:
     assert saved["guidance_end"] == pytest.approx(saved["steps"] / 2, rel=0.1)
 
 
+def test_a_target_without_bf16_is_expected_to_draw_slower(recipe: Recipe) -> None:
+    changed = recipe.model_copy(update={"execution_precision": "f32"})
+    usual, slower = (
+        {one.name: one.seconds for one in searched(each).stages} for each in (recipe, changed)
+    )
+    for stage in ("draw", "measure", "cost"):
+        assert slower[stage] > usual[stage]
+    assert slower["calibrate"] == usual["calibrate"]
+
+
 def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:
     whole = estimate(recipe, SD21, SPEED)
     rest = estimate(recipe, SD21, SPEED, {"convert", "calibrate", "ranges", "compress"})

@@ -24,7 +24,7 @@ from sdcompress.runtime import (
 )
 from sdcompress.runtime.arrays import Float32
 from sdcompress.runtime.compiled_cache import keep_within
-from sdcompress.runtime.device import Target, compile_model
+from sdcompress.runtime.device import Target, compile_model, require_device
 
 QUICK = Settings(steps=3)
 
@@ -295,8 +295,11 @@ def test_a_precision_the_device_lacks_is_an_error(folder: Path) -> None:
             in_force = set(pipeline.execution_precisions().values())
         except DeviceError as error:
             assert f"has no {precision}" in str(error)
+            with pytest.raises(DeviceError, match=f"CPU does not execute in {precision}"):
+                require_device("CPU", execution_precision=precision)
         else:
             assert in_force == {precision}
+            require_device("CPU", execution_precision=precision)
 
 
 def test_unknown_precisions_are_refused(folder: Path) -> None:

@@ -199,7 +199,7 @@ def test_costs_are_of_the_groups_own_layers(
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {"fp16": baseline / "unet" / IR_NAME, "w8a8": bundle / "unet" / IR_NAME}
     told: list[tuple[int, int]] = []
-    arguments = (models, groups, shapes, "CPU", tmp_path, lambda *done: told.append(done))
+    arguments = (models, groups, shapes, "CPU", None, tmp_path, lambda *done: told.append(done))
     costs = measure_costs(*arguments)
     assert told[-1] == (16, 16)
     with pytest.MonkeyPatch.context() as patch:
@@ -218,6 +218,19 @@ def test_costs_are_of_the_groups_own_layers(
         assert 0.3 < sum(one.seconds for one in whole.groups) / whole.seconds < 1.3
 
 
+def test_costs_are_those_of_the_precision_asked_for(
+    baseline: Path, groups: tuple[Group, ...], inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """In float32 the CPU keeps weights in 32 bits, whatever it would choose by itself."""
+    models = {"fp16": baseline / "unet" / IR_NAME}
+    shapes = {name: values.shape for name, values in inputs.items()}
+    costs = measure_costs(models, groups, shapes, "CPU", "f32", tmp_path, lambda *_: None)
+    sizes = {layer.name: layer.parameters for layer in layers_of(models["fp16"])}
+    for group in groups:
+        parameters = sum(sizes.get(layer, 0) for layer in group.layers)
+        assert costs["fp16"].of(group.name).executed_bytes >= 4 * parameters
+
+
 @pytest.mark.parametrize("split", [split_skips, split_first_token])
 def test_parts_of_a_split_layer_are_counted_once(
     baseline: Path,
@@ -233,7 +246,7 @@ def test_parts_of_a_split_layer_are_counted_once(
     ov.save_model(model, parts, compress_to_fp16=False)
     shapes = {name: values.shape for name, values in inputs.items()}
     models = {"whole": whole, "parts": parts}
-    costs = measure_costs(models, groups, shapes, "CPU", tmp_path, lambda *_: None)
+    costs = measure_costs(models, groups, shapes, "CPU", None, tmp_path, lambda *_: None)
     for group in groups:
         before, after = (costs[name].of(group.name) for name in ("whole", "parts"))
         assert after.executed_bytes == before.executed_bytes

@@ -19,6 +19,7 @@ EXECUTION_PRECISIONS: dict[str, ov.Type] = {
     "bf16": ov.Type.bf16,
     "f16": ov.Type.f16,
 }
+_CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # every device has f32
 _NAMES = {kind.get_type_name(): name for name, kind in EXECUTION_PRECISIONS.items()}
 
 CACHE_BYTES = 4_000_000_000  # what compiled models may take on disk
@@ -131,7 +132,11 @@ def precision_by_default(target: Target) -> str:
 
 def executes_bf16(core: ov.Core) -> bool:
     """Whether the CPU plugin multiplies in bfloat16."""
-    return "BF16" in core.get_property("CPU", device.capabilities())
+    return _CAPABILITIES["bf16"] in _capabilities(core, "CPU")
+
+
+def _capabilities(core: ov.Core, name: str) -> list[str]:
+    return list(core.get_property(name, device.capabilities()))
 
 
 def precision_in_force(compiled: ov.CompiledModel) -> str:
@@ -145,9 +150,12 @@ def precision_in_force(compiled: ov.CompiledModel) -> str:
     return _NAMES.get(name, name)
 
 
-def require_device(device: str, core: ov.Core | None = None) -> None:
-    """Raises DeviceError, naming the devices present, when `device` is not among them."""
-    present = (core or ov.Core()).available_devices
+def require_device(
+    device: str, core: ov.Core | None = None, *, execution_precision: str | None = None
+) -> None:
+    """Raises DeviceError when `device` is not present, or says that it has no such precision."""
+    core = core or ov.Core()
+    present = core.available_devices
     kind, _, members = device.partition(":")
     asked = [name for name in members.split(",") if name] if kind in _VIRTUAL else [device]
     for name in asked:
@@ -157,6 +165,12 @@ def require_device(device: str, core: ov.Core | None = None) -> None:
                 f"There is no device {name!r} here. Present: {', '.join(present)}. "
                 "Names are written in capitals; AUTO lets OpenVINO choose."
             )
+    wanted = _CAPABILITIES.get(execution_precision or "")
+    if wanted and kind not in _VIRTUAL and wanted not in _capabilities(core, device):
+        raise DeviceError(
+            f"{device} does not execute in {execution_precision} here: ask for f32, or for none to "
+            "let the device choose."
+        )
 
 
 def _last_line(fault: Exception) -> str:

@@ -60,16 +60,18 @@ def measure_costs(
     groups: Sequence[Group],
     shapes: Mapping[str, Sequence[int]],
     device: str,
+    precision: str | None,
     folder: Path,
     on_model: Advance,
 ) -> dict[str, ModelCost]:
     """Compiles and runs each model for inputs of these shapes; the quickest of the rounds counts.
 
-    Floating-point layers run in the precision that the device picks by itself. What is measured is
-    kept in `folder`, and not measured again.
+    Floating-point layers run in `precision`, by None in that which the device picks by itself. What
+    is measured is kept in `folder`, and not measured again.
     """
     sizes = [xml_bytes(xml) for xml in models.values()]
     small = max(sizes) < _SMALL_BYTES and sum(sizes) < _SMALL_BYTES_OF_ALL
+    target = Target(device, precision, profiling=True)
     total = (_ROUNDS_OF_SMALL if small else _ROUNDS) * len(models)
     found: dict[str, ModelCost] = {}
     kept: dict[str, _Profiled] = {}
@@ -78,7 +80,7 @@ def measure_costs(
         name = names[number % len(names)]
         file = folder / f"{number:03d}.json"
         if not file.exists():
-            profiled = kept.get(name) or _Profiled(models[name], groups, shapes, device)
+            profiled = kept.get(name) or _Profiled(models[name], groups, shapes, target)
             if small:
                 kept[name] = profiled
             write_record(file, ModelCost, profiled.cost())
@@ -104,9 +106,8 @@ class _Profiled:
         xml: Path,
         groups: Sequence[Group],
         shapes: Mapping[str, Sequence[int]],
-        device: str,
+        target: Target,
     ) -> None:
-        target = Target(device, None, profiling=True)
         with opened_model(target, xml) as model:
             # Those of the first token read the weights of the others.
             layers = [one for one in layers_of(model) if not one.name.endswith(FIRST)]
