@@ -292,12 +292,16 @@ class Trial:
         baseline, candidate = self._sides(ways, folders)
         return baseline, replace(candidate, settings=baseline.settings)
 
+    def _networks_key(self, **inputs: object) -> str:
+        precision, settings = self.recipe.execution_precision, asdict(self._settings)
+        return self._key(BASELINE, COMPRESSED, precision=precision, settings=settings, **inputs)
+
     def _sqnr_shots(self, ways: Mapping[str, Way]) -> tuple[Shot, ...]:
         return ways[BASELINE].shots[: self.recipe.evaluate.sqnr_prompts]
 
     def _sqnr_key(self, ways: Mapping[str, Way]) -> str:
         shots = [asdict(shot) for shot in self._sqnr_shots(ways)]
-        return self._key(BASELINE, COMPRESSED, shots=shots, settings=asdict(self._settings))
+        return self._networks_key(shots=shots)
 
     def sqnr(self, ways: Mapping[str, Way], folders: Folders) -> Sqnr:
         """How far the candidate's networks are from the baseline's, call by call."""
@@ -315,8 +319,7 @@ class Trial:
         )
 
     def _layers_key(self, ways: Mapping[str, Way]) -> str:
-        shot, settings = asdict(ways[BASELINE].shots[0]), asdict(self._settings)
-        return self._key(BASELINE, COMPRESSED, shot=shot, settings=settings)
+        return self._networks_key(shot=asdict(ways[BASELINE].shots[0]))
 
     def _layer_errors(self, ways: Mapping[str, Way], folders: Folders) -> LayerErrors:
         """Of a call that the measurement of SQNR by timestep left."""

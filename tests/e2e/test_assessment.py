@@ -252,4 +252,4 @@ def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bun
     require_valid(report)
     executed = report["environment"]["execution_precisions"]
     assert {kind for parts in executed.values() for kind in parts.values()} == {"f32"}
-    assert report["quality"]["unet_sqnr_floor_db"] == []
+    assert report["quality"]["unet_sqnr_floor_db"] == {}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import quick_recipe
 
-from sdcompress import searching
-from sdcompress.candidates import Contest
 from sdcompress.errors import InputError, QualityGateFailed, RecipeError
+from sdcompress.evaluate.pictures import Pictures
+from sdcompress.identity import BASELINE, COMPRESSED
 from sdcompress.ir import IR_NAME
 from sdcompress.line import find_material
 from sdcompress.methods import Mixed
@@ -25,6 +25,8 @@ from sdcompress.runtime.manifest import sha256_of
 from sdcompress.search.groups import CONTENT_KINDS
 from sdcompress.search.sensitivity import WHOLE
 from sdcompress.searching import Found, search
+from sdcompress.trial import Trial
+from sdcompress.ways import Folders, Way
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
 
@@ -184,17 +186,34 @@ def test_candidates_that_overflow_have_failed_and_nothing_is_lost(
 ) -> None:
     del found  # measured on the way
 
-    def overflow(*_: object, **__: object) -> None:
-        raise NotFiniteError("the latents are not finite")
-
-    monkeypatch.setattr(Contest, "_judged", overflow)
-    monkeypatch.setattr(searching, "quantize", overflow)
+    overflow_of(COMPRESSED, monkeypatch)
     with pytest.raises(QualityGateFailed, match="it overflows: the latents are not finite"):
         search(reduced("name=found_broken"), build_folder / "found_broken-search")
     told = json.loads((build_folder / "found_broken-search/search.json").read_text())
     for one in told["candidates"]:
         assert (one["figures"], one["outcome"], one["on_front"]) == ({}, "failed", False)
         assert one["call_seconds"] > 0.0
+
+
+def test_a_baseline_that_overflows_is_no_candidates_fault(
+    found: Found, build_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del found  # measured on the way
+    overflow_of(BASELINE, monkeypatch)
+    with pytest.raises(NotFiniteError, match="latents"):
+        search(reduced("name=found_nothing"), build_folder / "found_nothing-search")
+
+
+def overflow_of(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever one side draws overflows."""
+    draw = Trial.draw
+
+    def drawing(trial: Trial, way: Way, folders: Folders) -> Pictures:
+        if way.side == side:
+            raise NotFiniteError("the latents are not finite")
+        return draw(trial, way, folders)
+
+    monkeypatch.setattr(Trial, "draw", drawing)
 
 
 def test_limits_out_of_reach_are_told_in_the_recipes_words(
