@@ -67,7 +67,8 @@ def main() -> None:
     sqnr |= _sqnr(recipe, others, options.work)
     seconds = _seconds(recipe, WHOLE | others, options.work, options.turns)
     asked = f"{recipe.evaluate.sqnr_prompts} prompts, {recipe.sampling.steps} steps"
-    print(f"\n{describe_machine()}; {asked}\n")
+    precision = recipe.execution_precision or "the device's own precision"
+    print(f"\n{describe_machine()}, executing in {precision}; {asked}\n")
     print("| UNet | a call | by 16 bits | by hybrid | SQNR, worst timestep | mean | budget |")
     print("|---|---|---|---|---|---|---|")
     for name, turns in seconds.items():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sdcompress.bundle import assemble
 from sdcompress.evaluate.comparing import changes
-from sdcompress.evaluate.pictures import Pictures
 from sdcompress.evaluate.records import Change, Sqnr
 from sdcompress.gate import judge_network, judge_pictures, status_of
 from sdcompress.identity import BASELINE, COMPRESSED
@@ -23,7 +22,7 @@ from sdcompress.search.records import Candidate
 from sdcompress.search.solver import Choice, total
 from sdcompress.survey import Survey
 from sdcompress.trial import Trial
-from sdcompress.ways import Folders, Way
+from sdcompress.ways import Folders
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,15 @@ class Contest:
     def drawn(self, proposal: Proposal) -> Candidate:
         """A candidate with what was expected of it, and what its pictures and its UNet tell.
 
-        One that overflows has no figures and has failed. Raises NotFiniteError when the baseline
-        does.
+        One that overflows has no figures and has failed.
         """
         choice, options = proposal.choice, self.survey.options
         recipe = self._recipe_of(proposal)
         line = replace(self.line, recipe=recipe)
         compressed = {component: ir.folder for component, ir in line.compressed().items()}
-        trial = Trial(recipe, line.store, line.progress, line.run, self.judging, line.keys())
-        baseline = trial.draw(self._ways(trial)[BASELINE], {BASELINE: line.converted})
         folder = line.store.scratch / proposal.name.replace(" ", "_")
         assemble(line.converted, compressed, folder, tiny_decoder=line.tiny_decoder)
+        trial = Trial(recipe, line.store, line.progress, line.run, self.judging, line.keys())
         found = Candidate(
             name=proposal.name,
             method=proposal.method,
@@ -98,8 +95,7 @@ class Contest:
             expected_content=total(options, choice, "content") if choice else None,
         )
         try:
-            folders = {BASELINE: line.converted, COMPRESSED: folder}
-            changed, sqnr = self._judged(trial, folders, baseline)
+            changed, sqnr = self._judged(trial, {BASELINE: line.converted, COMPRESSED: folder})
         except NotFiniteError as overflow:
             line.progress.notice(f"{proposal.name} overflows: {overflow}")
             return found
@@ -122,16 +118,11 @@ class Contest:
         few = recipe.evaluate.model_copy(update={"sqnr_prompts": recipe.search.trajectories})
         return recipe.model_copy(update={"evaluate": few})
 
-    def _ways(self, trial: Trial) -> dict[str, Way]:
-        both = trial.ways(len(self.judging.prompts))
-        return {side: both[side] for side in (BASELINE, COMPRESSED)}
-
-    def _judged(
-        self, trial: Trial, folders: Folders, baseline: Pictures
-    ) -> tuple[Mapping[str, Change], Sqnr | None]:
+    def _judged(self, trial: Trial, folders: Folders) -> tuple[Mapping[str, Change], Sqnr | None]:
         """Changes of the pictures by metric, and, where a budget asks for it, the UNet's SQNR."""
-        ways = self._ways(trial)
-        pictures = {BASELINE: baseline, COMPRESSED: trial.draw(ways[COMPRESSED], folders)}
+        both = trial.ways(len(self.judging.prompts))
+        ways = {side: both[side] for side in (BASELINE, COMPRESSED)}
+        pictures = {side: trial.draw(way, folders) for side, way in ways.items()}
         seen, likeness = trial.score(ways, pictures)
         instruments = self.judging.instruments
         metrics = instruments.picture_metrics()

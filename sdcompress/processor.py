@@ -38,6 +38,15 @@ def processor_brand() -> str:
     return str(_asked().get("brand_raw", "unknown"))
 
 
+def described_target(execution_precision: str | None) -> str:
+    """Returns what times of a recipe's candidates are measured on: the processor, how it executes.
+
+    None is the device's own precision.
+    """
+    executed = f", executing in {execution_precision}" if execution_precision else ""
+    return processor_brand() + executed
+
+
 def processor_record() -> list[str]:
     """Returns what times and roundings depend on: name, cores, instruction sets."""
     return [processor_brand(), str(os.cpu_count()), *sorted(processor_flags())]

@@ -20,7 +20,7 @@ from sdcompress.line import Line, find_material
 from sdcompress.methods import COMPONENTS, PLAIN, Int8, Method
 from sdcompress.opening import look_ahead, production_line
 from sdcompress.preflight import SEARCH_STAGES, STAGES, estimate_search
-from sdcompress.processor import processor_brand
+from sdcompress.processor import described_target
 from sdcompress.progress import Progress, SilentProgress
 from sdcompress.prompts import Prompt, draw_prompts, read_prompts
 from sdcompress.recipe import Recipe
@@ -139,7 +139,7 @@ def _hunt(recipe: Recipe, line: Line, judging: Judging) -> Hunt:
         dict(survey.costs),
         survey.options,
         contest.ranked(found),
-        processor_brand(),
+        described_target(recipe.execution_precision),
     )
 
 

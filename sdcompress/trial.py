@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sdcompress.errors import EvaluationError
 from sdcompress.evaluate.acceptance import look, look_counts
 from sdcompress.evaluate.comparing import Likeness, changes, judged_values, skipped
 from sdcompress.evaluate.layer_errors import measure_layers
@@ -41,7 +42,7 @@ from sdcompress.processor import processor_record
 from sdcompress.progress import Advance, Progress
 from sdcompress.prompts import Prompt
 from sdcompress.recipe import Evaluate, Recipe
-from sdcompress.runtime import Settings
+from sdcompress.runtime import NotFiniteError, Settings
 from sdcompress.runtime.manifest import sha256_of
 from sdcompress.store import Store, key_of, read_record
 from sdcompress.ways import Folders, Way, absent_yardsticks, heading, ways_to_draw, yardsticks
@@ -219,11 +220,23 @@ class Trial:
         return self.store.holds("pictures", self._picture_key(way), picture_files(way.shots))
 
     def draw(self, way: Way, folders: Folders) -> Pictures:
-        """The pictures of one way to draw; those that are there are not drawn again."""
+        """The pictures of one way to draw; those that are there are not drawn again.
+
+        Raises NotFiniteError when the candidate overflows, and EvaluationError when the baseline
+        does, which no other candidate can mend.
+        """
 
         def build(folder: Path, advance: Advance) -> None:
             variant = way.variant(folders, self.recipe.device)
-            self.run(draw_pictures, variant, way.shots, folder, on_progress=advance)
+            try:
+                self.run(draw_pictures, variant, way.shots, folder, on_progress=advance)
+            except NotFiniteError as overflow:
+                if way.side != BASELINE:
+                    raise
+                raise EvaluationError(
+                    f"{way.title}: the model itself, before any compression, draws values that are "
+                    "NaN or infinite, so that nothing can be compared with it: check its weights"
+                ) from overflow
 
         detail = f"{way.title}, {len(way.shots)} pictures"
         key, files = self._picture_key(way), picture_files(way.shots)

@@ -378,12 +378,12 @@ def test_shortcuts_shorten_what_the_candidate_draws(recipe: Recipe) -> None:
 
 def test_a_target_without_bf16_is_expected_to_draw_slower(recipe: Recipe) -> None:
     changed = recipe.model_copy(update={"execution_precision": "f32"})
-    usual, slower = (
-        {one.name: one.seconds for one in searched(each).stages} for each in (recipe, changed)
-    )
-    for stage in ("draw", "measure", "cost"):
-        assert slower[stage] > usual[stage]
-    assert slower["calibrate"] == usual["calibrate"]
+    usual, slower = ([one.seconds for one in searched(each).stages] for each in (recipe, changed))
+    names = [one.name for one in searched(recipe).stages]
+    ratios = [(name, b / a) for name, a, b in zip(names, usual, slower, strict=True)]
+    assert [name for name, ratio in ratios if ratio > 1.0] == ["cost", "draw", "draw", "measure"]
+    # There is nothing to round to, as a floor of the errors.
+    assert [name for name, ratio in ratios if ratio < 1.0] == ["sqnr"]
 
 
 def test_what_is_finished_is_not_counted_again(recipe: Recipe) -> None:

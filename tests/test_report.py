@@ -164,6 +164,13 @@ def test_candidates_are_paired_picture_by_picture(bundle: Path, tmp_path: Path) 
         (("recipe", "sampling", "steps"), 3, "sampling settings", "load s", "UNet MB"),
         (("samples", 0, "seed"), 999, "prompts or seeds", "CLIP score", "load s"),
         (("environment", "cpu"), "another", "processors", "picture s", "CLIP score"),
+        (
+            ("environment", "execution_precisions", "compressed", "unet"),
+            "another",
+            "execution precisions",
+            "picture s",
+            "CLIP score",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_marked(

@@ -173,10 +173,11 @@ def measure_sqnr(
     pipeline = candidate.open()
     measured = _over(pipeline, candidate.settings, shots, files, folder / "candidate", advance)
     decoded = tuple(_decoded(pipeline, baseline.settings, files, folder / "candidate"))
-    precision = pipeline.execution_precisions("unet")["unet"]
+    in_force = pipeline.execution_precisions("unet")["unet"]
+    precision = candidate.execution_precision or in_force
     del pipeline
     floor = _Found({}, {})
-    if precision != BASELINE_PRECISION:
+    if precision not in (BASELINE_PRECISION, "unknown"):  # virtual devices do not tell
         rounded = Variant(baseline.folder, baseline.device, precision, baseline.settings)
         floor = _over(rounded.open(), rounded.settings, shots, files, folder / "floor", advance)
     middle = Trajectory.load(files[0]).middle()

@@ -343,6 +343,11 @@ _MUST_AGREE: tuple[tuple[tuple[Group, ...], str, Callable[[Any], Any]], ...] = (
         lambda r: (r["environment"]["cpu"], r["environment"]["threads"]),
     ),
     (("performance",), "devices", lambda r: r["environment"]["device"]),
+    (
+        ("performance",),
+        "execution precisions",
+        lambda r: r["environment"]["execution_precisions"]["compressed"]["unet"],
+    ),
     (("performance",), "OpenVINO", lambda r: r["environment"]["packages"]["openvino"]),
 )
 _ABOVE_METRICS = (

@@ -166,10 +166,11 @@ def require_device(
                 "Names are written in capitals; AUTO lets OpenVINO choose."
             )
     wanted = _CAPABILITIES.get(execution_precision or "")
-    if wanted and kind not in _VIRTUAL and wanted not in _capabilities(core, device):
+    if wanted and (kind in _VIRTUAL or wanted not in _capabilities(core, device)):
+        told = "does not tell whether it executes" if kind in _VIRTUAL else "does not execute"
         raise DeviceError(
-            f"{device} does not execute in {execution_precision} here: ask for f32, or for none to "
-            "let the device choose."
+            f"{device} {told} in {execution_precision} here: ask for f32, or for none (null in a "
+            "recipe) to let the device choose."
         )
 
 

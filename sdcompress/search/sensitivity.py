@@ -297,8 +297,9 @@ class _Meter:
         return _Drawn(latents, pictures, self._eyes.embed(pictures), shown)
 
     def _content(self, place: int, answer: Array) -> float:
+        before = self._expected_looks[place]
         try:
-            (loss,) = content_loss(self._expected_looks[place], self._look(place, answer))
+            (loss,) = content_loss(before, self._look(place, answer))
         except NotFiniteError:
             return _MOST_LOSS
         return loss

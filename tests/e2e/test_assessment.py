@@ -26,6 +26,7 @@ from sdcompress.processor import executes_bf16
 from sdcompress.progress import Advance, SilentProgress
 from sdcompress.quiet import quiet_libraries
 from sdcompress.report.document import SCHEMA_FILE
+from sdcompress.runtime import NotFiniteError
 from sdcompress.workflow import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
@@ -231,6 +232,17 @@ def test_features_that_a_user_brings_along_give_fid_with_its_yardsticks(
     with pytest.raises(EvaluationError, match="has 1 inputs instead of 2"):
         overrides = ("evaluate.prompts=2", f"evaluate.lpips={network}")
         evaluate(bundle, build_folder / "featured", overrides=overrides)
+
+
+def test_a_baseline_that_overflows_is_told_as_such(
+    build_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: object, **__: object) -> None:
+        raise NotFiniteError("the latents are not finite")
+
+    monkeypatch.setattr("sdcompress.trial.draw_pictures", overflow)
+    with pytest.raises(EvaluationError, match="baseline: the model itself, before any compression"):
+        evaluate(bundle, build_folder / "broken", overrides=("evaluate.seed=77",))
 
 
 def test_a_sequential_evaluation_ends_when_it_is_decided(build_folder: Path, bundle: Path) -> None:

@@ -12,8 +12,8 @@ from conftest import quick_recipe
 
 from sdcompress.errors import InputError, QualityGateFailed, RecipeError
 from sdcompress.evaluate.pictures import Pictures
-from sdcompress.identity import BASELINE, COMPRESSED
-from sdcompress.ir import IR_NAME
+from sdcompress.identity import COMPRESSED
+from sdcompress.ir import IR_NAME, ir_bytes
 from sdcompress.line import find_material
 from sdcompress.methods import Mixed
 from sdcompress.opening import production_line
@@ -186,7 +186,14 @@ def test_candidates_that_overflow_have_failed_and_nothing_is_lost(
 ) -> None:
     del found  # measured on the way
 
-    overflow_of(COMPRESSED, monkeypatch)
+    draw = Trial.draw
+
+    def overflowing(trial: Trial, way: Way, folders: Folders) -> Pictures:
+        if way.side == COMPRESSED:
+            raise NotFiniteError("the latents are not finite")
+        return draw(trial, way, folders)
+
+    monkeypatch.setattr(Trial, "draw", overflowing)
     with pytest.raises(QualityGateFailed, match="it overflows: the latents are not finite"):
         search(reduced("name=found_broken"), build_folder / "found_broken-search")
     told = json.loads((build_folder / "found_broken-search/search.json").read_text())
@@ -195,36 +202,27 @@ def test_candidates_that_overflow_have_failed_and_nothing_is_lost(
         assert one["call_seconds"] > 0.0
 
 
-def test_a_baseline_that_overflows_is_no_candidates_fault(
-    found: Found, build_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del found  # measured on the way
-    overflow_of(BASELINE, monkeypatch)
-    with pytest.raises(NotFiniteError, match="latents"):
-        search(reduced("name=found_nothing"), build_folder / "found_nothing-search")
-
-
-def overflow_of(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever one side draws overflows."""
-    draw = Trial.draw
-
-    def drawing(trial: Trial, way: Way, folders: Folders) -> Pictures:
-        if way.side == side:
-            raise NotFiniteError("the latents are not finite")
-        return draw(trial, way, folders)
-
-    monkeypatch.setattr(Trial, "draw", drawing)
-
-
 def test_limits_out_of_reach_are_told_in_the_recipes_words(
     found: Found, build_folder: Path
 ) -> None:
     del found  # measured on the way
-    tight = reduced("search.size_max=2MB", "search.latency_ratio_max=0.01", "name=found_tight")
+    store = build_folder / ".sdcompress"
+    before = set(store.glob("cost-*"))
+    tight = reduced(
+        "search.size_max=2MB",
+        "search.latency_ratio_max=0.01",
+        "execution_precision=f32",  # which costs are not those of the device's own
+        "name=found_tight",
+    )
     with pytest.raises(InputError, match=r"no choice of search\.variants keeps") as refusal:
         search(tight, build_folder / "found_tight-search")
     assert re.search(r"search\.size_max 2MB: \d[.\d]*MB at least", str(refusal.value))
     assert re.search(r"search\.latency_ratio_max 0\.01: 0\.\d+ at least", str(refusal.value))
+    (measured,) = set(store.glob("cost-*")) - before
+    costs = json.loads((measured / "record.json").read_text())
+    (converted,) = store.glob("convert-*")
+    # 32 bits as in the converted file, whatever this processor would choose.
+    assert costs["fp16"]["executed_bytes"] > 0.9 * ir_bytes(converted / "unet")
 
 
 @pytest.mark.parametrize(
