@@ -60,18 +60,28 @@ class KernelTime:
     seconds: float
 
 
-def executed_layers(folder: Path, device: str = "CPU") -> dict[str, tuple[ExecutedLayer, ...]]:
+def executed_layers(
+    folder: Path, device: str = "CPU", precision: str | None = None
+) -> dict[str, tuple[ExecutedLayer, ...]]:
     """Compiles a pipeline as its baseline is drawn and returns the layers of what draws, in order.
 
-    Raises BundleError when the folder is no pipeline, DeviceError for an unknown device.
+    An execution precision of None is the device's choice. Raises BundleError when the folder is no
+    pipeline, DeviceError for an unknown device or a precision that it lacks.
     """
-    models = _compiled(folder, device).items()
+    models = _compiled(folder, device, precision).items()
     return {name: layers_of_compiled(compiled) for name, compiled in models}
 
 
-def _compiled(folder: Path, device: str, *, profiling: bool = False) -> dict[str, ov.CompiledModel]:
+def _compiled(
+    folder: Path, device: str, precision: str | None, *, profiling: bool = False
+) -> dict[str, ov.CompiledModel]:
     pipeline = Pipeline.load(
-        folder, device=device, profiling=profiling, economy=Economy(TOGETHER), verify="never"
+        folder,
+        device=device,
+        execution_precision=precision,
+        profiling=profiling,
+        economy=Economy(TOGETHER),
+        verify="never",
     )
     settings = bundled_settings(folder, fast=False)
     pipeline.compile(settings)
@@ -79,13 +89,13 @@ def _compiled(folder: Path, device: str, *, profiling: bool = False) -> dict[str
 
 
 def describe_times(
-    folder: Path, device: str = "CPU", *, every_layer: bool = False
+    folder: Path, device: str = "CPU", precision: str | None = None, *, every_layer: bool = False
 ) -> Iterator[str]:
     """Yields lines that tell where the time of one inference of each component goes.
 
     Raises what `executed_layers` raises.
     """
-    for name, compiled in _compiled(folder, device, profiling=True).items():
+    for name, compiled in _compiled(folder, device, precision, profiling=True).items():
         layers = times_of_compiled(compiled)
         kernels = by_kernel(layers)
         total = sum(one.seconds for one in kernels)
@@ -175,10 +185,10 @@ def seconds_of(one: Any) -> float:
 
 
 def describe_executed(
-    folder: Path, device: str = "CPU", *, every_layer: bool = False
+    folder: Path, device: str = "CPU", precision: str | None = None, *, every_layer: bool = False
 ) -> Iterator[str]:
     """Yields lines that tell how many layers of each component run how."""
-    for name, layers in executed_layers(folder, device).items():
+    for name, layers in executed_layers(folder, device, precision).items():
         yield f"{name} on {device}"
         if not layers:
             yield f"  {device} does not tell how it runs its layers"

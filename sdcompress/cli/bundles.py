@@ -15,6 +15,8 @@ from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
 @click.option(
     "--device", default="CPU", show_default=True, help="Device for --executed and --timed."
 )
+@click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]),
+              help="Execution precision for both.  [default: the device's choice]")  # fmt: skip
 @click.option("--peer-scheduler", metavar="NAME", help="Write a scheduler that peers have, such as "
               "ddim or euler, into the bundle's scheduler files.")  # fmt: skip
 def inspect(
@@ -24,6 +26,7 @@ def inspect(
     executed: bool,
     timed: bool,
     device: str,
+    precision: str | None,
     peer_scheduler: str | None,
 ) -> None:
     """Show layers by precision and sizes, of a bundle or of one IR, and which peers can run it.
@@ -44,13 +47,13 @@ def inspect(
     if timed:
         from sdcompress.executed import describe_times
 
-        for line in describe_times(folder, device, every_layer=layers):
+        for line in describe_times(folder, device, precision, every_layer=layers):
             click.echo(line)
         return
     if executed:
         from sdcompress.executed import describe_executed
 
-        for line in describe_executed(folder, device, every_layer=layers):
+        for line in describe_executed(folder, device, precision, every_layer=layers):
             click.echo(line)
         return
     if peer_scheduler:
