@@ -227,7 +227,7 @@ def test_costs_are_those_of_the_precision_asked_for(
     costs = measure_costs(models, groups, shapes, "CPU", "f32", tmp_path, lambda *_: None)
     sizes = {layer.name: layer.parameters for layer in layers_of(models["fp16"])}
     for group in groups:
-        parameters = sum(sizes[layer] for layer in group.layers)
+        parameters = sum(sizes.get(layer, 0) for layer in group.layers)
         assert costs["fp16"].of(group.name).executed_bytes >= 4 * parameters > 0
 
 
