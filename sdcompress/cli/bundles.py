@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
+from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE, PRECISION
 
 
 @click.command()
@@ -15,7 +15,7 @@ from sdcompress.cli.options import BUNDLE, FILE, FOLDER, NEW_FILE
 @click.option(
     "--device", default="CPU", show_default=True, help="Device for --executed and --timed."
 )
-@click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]),
+@click.option("--precision", type=PRECISION,
               help="Execution precision for both.  [default: the device's choice]")  # fmt: skip
 @click.option("--peer-scheduler", metavar="NAME", help="Write a scheduler that peers have, such as "
               "ddim or euler, into the bundle's scheduler files.")  # fmt: skip

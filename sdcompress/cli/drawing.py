@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sdcompress.cli.options import BUNDLE, FILE, SCHEDULERS, MemorySize, engine_options
+from sdcompress.cli.options import BUNDLE, FILE, PRECISION, SCHEDULERS, MemorySize, engine_options
 
 
 @click.command()
@@ -106,7 +106,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], output: Path, **options: An
 @click.option("--images", type=click.IntRange(2), default=4, show_default=True,
               help="Pictures for each measurement.")  # fmt: skip
 @click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
-@click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]), help="Execution precision.")
+@click.option("--precision", type=PRECISION, help="Execution precision.")
 def bench(bundle: Path, device: str, precision: str | None, **options: Any) -> None:
     """Measure latency, throughput and memory of BUNDLE for a grid of streams and batches.
 

@@ -17,6 +17,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+PRECISION = click.Choice(["f32", "bf16", "f16"])
 SCHEDULERS = ("ddim", "ddpm", "pndm", "lms", "euler", "euler_ancestral", "heun", "dpmsolver++",
                "sde-dpmsolver++", "dpmsolver++-singlestep", "unipc", "lcm")  # fmt: skip
 
@@ -72,7 +73,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--device", default="CPU", show_default=True,
                      help="OpenVINO device: CPU, GPU, NPU, AUTO ..."),
-        click.option("--precision", type=click.Choice(["f32", "bf16", "f16"]),
+        click.option("--precision", type=PRECISION,
                      help="Execution precision.  [default: the device's choice]"),
         click.option("--threads", type=click.IntRange(1), help="Processor threads to use."),
         click.option("--cache-dir", type=FOLDER,
