@@ -64,6 +64,8 @@ TRIALS = (
     Trial("symmetric activations", _w8a8(preset="performance")),
     Trial("no bias correction", _w8a8(bias_correction="none")),
     Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), costly=True),
+    *(Trial(f"overflow_fix: {setting}", _w8a8(overflow_fix=setting))
+      for setting in ("enable", "disable")),
     Trial("ranges: median", _w8a8(ranges="median")),
     Trial("ranges: widest", _w8a8(ranges="widest")),
     Trial("ranges: narrowest_step", _w8a8(ranges="narrowest_step")),

@@ -49,7 +49,8 @@ def opened_line(recipe: Recipe, work: Path) -> Iterator[Line]:
 def traced(line: Line) -> list[Trajectory]:
     """The float32 model's own calls on the prompts that SQNR is measured on."""
     chosen = line.recipe.evaluate
-    pipeline = Variant(line.converted, "CPU", BASELINE_PRECISION, line.settings).open()
+    device = line.recipe.device
+    pipeline = Variant(line.converted, device, BASELINE_PRECISION, line.settings).open()
     prompts = load_prompts(chosen.prompt_set, chosen.sqnr_prompts, chosen.seed)
     return [trace(pipeline, shot, line.settings) for shot in shots_of(prompts, chosen)]
 
@@ -60,8 +61,8 @@ def sqnr_by_step(line: Line, unet: Path, traces: list[Trajectory]) -> Array:
     with tempfile.TemporaryDirectory(dir=line.store.scratch) as scratch:
         folder = Path(scratch) / "candidate"
         assemble(line.converted, parts | {"unet": unet}, folder)
-        precision = line.recipe.execution_precision
-        pipeline = Variant(folder, "CPU", precision, line.settings).open()
+        device, precision = line.recipe.device, line.recipe.execution_precision
+        pipeline = Variant(folder, device, precision, line.settings).open()
         found = [list(unet_sqnr(pipeline, one.calls).values()) for one in traces]
         del pipeline
         gc.collect()  # unmaps the files, which Windows cannot delete while they are open

@@ -93,7 +93,9 @@ def calibrate(
         raise InputError(f"recipe {recipe.name}: none of its methods is calibrated")
     target = output_folder(recipe, output)
     shown = progress or SilentProgress()
-    with production_line(recipe, target, find_material(recipe, shown), shown, fresh=fresh) as line:
+    # Inputs are recorded in float32, whatever is executed in later.
+    material = find_material(recipe.model_copy(update={"execution_precision": None}), shown)
+    with production_line(recipe, target, material, shown, fresh=fresh) as line:
         wanted = {"convert", "calibrate"} - line.finished()
         look_ahead(line, target, wanted, refuse=not ignore_preflight)
         return line.calibrated

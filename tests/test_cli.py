@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from conftest import quick_recipe
 from PIL import Image
+from toy_model import write_toy_model
 
+from sdcompress.bundle import seal
 from sdcompress.cli import main
 from sdcompress.demo import CLIP_DIR
 from sdcompress.demo.grammar import parse
@@ -34,6 +37,14 @@ def fault(*arguments: str | Path) -> str:
     assert result.exit_code == 2, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.output
+
+
+@pytest.fixture(scope="module")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that draws in no time, for what is not about its pictures. Nothing may change it."""
+    folder = write_toy_model(tmp_path_factory.mktemp("toy") / "bundle")
+    seal(folder, quick_recipe("unet_int8").as_dict(), {}, {})
+    return folder
 
 
 def test_help_names_every_command() -> None:
@@ -179,10 +190,10 @@ def test_generate_writes_a_24_bit_picture_with_its_settings(bundle: Path, tmp_pa
         assert picture.text["guidance_scale"] == "5.0"  # the bundle's own
 
 
-def test_generate_tells_what_it_does_to_save_memory(bundle: Path, tmp_path: Path) -> None:
+def test_generate_tells_what_it_does_to_save_memory(toy_bundle: Path, tmp_path: Path) -> None:
     def lines(*arguments: object) -> list[str]:
         file = tmp_path / "x.png"
-        done = run("generate", bundle, "a red ring", "--steps", 2, "-o", file, *arguments)
+        done = run("generate", toy_bundle, "a red ring", "--steps", 2, "-o", file, *arguments)
         assert done.exit_code == 0, done.output
         return [line for line in done.stderr.splitlines() if "GB" in line or "memory" in line]
 
@@ -202,18 +213,18 @@ def test_generate_tells_what_it_does_to_save_memory(bundle: Path, tmp_path: Path
     [(1_900_000_000, []), (3e9, ["3.00 GB were taken, more than the limit of 2.00 GB"])],
 )
 def test_generate_tells_when_a_limit_was_exceeded(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: float, told: list[str]
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: float, told: list[str]
 ) -> None:
     monkeypatch.setattr("sdcompress.runtime.residence.resident_bytes", lambda: int(taken))
-    done = run("generate", bundle, "a red ring", "--steps", 2, "--max-memory", "2GB",
+    done = run("generate", toy_bundle, "a red ring", "--steps", 2, "--max-memory", "2GB",
                "-o", tmp_path / "x.png")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert [line for line in done.stderr.splitlines() if "GB" in line] == told
 
 
-def test_generate_counts_seeds_and_takes_sizes(bundle: Path, tmp_path: Path) -> None:
+def test_generate_counts_seeds_and_takes_sizes(toy_bundle: Path, tmp_path: Path) -> None:
     done = run(
-        "generate", bundle, "a red ring", "--count", 2, "--size", "64x96", "--steps", 2,
+        "generate", toy_bundle, "a red ring", "--count", 2, "--size", "64x96", "--steps", 2,
         "--scheduler", "ddim", "-o", tmp_path / "ring.png",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -257,9 +268,9 @@ def test_a_preview_is_shown_beside_the_picture(bundle: Path, tmp_path: Path) -> 
         assert 0 < np.abs(difference).mean() < 40
 
 
-def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
+def test_generate_takes_several_prompts(toy_bundle: Path, tmp_path: Path) -> None:
     done = run(
-        "generate", bundle, "a red ring", "a (blue:1.3) star", "--count", 2, "--steps", 2,
+        "generate", toy_bundle, "a red ring", "a (blue:1.3) star", "--count", 2, "--steps", 2,
         "--batch", 3, "--streams", 2, "--prompt-weights", "--noise", "torch",
         "-o", tmp_path / "x.png",
     )  # fmt: skip
@@ -275,7 +286,7 @@ def test_generate_takes_several_prompts(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_decoded_leaves_the_others_their_names(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, calls = Pipeline.decode, iter(range(3))
 
@@ -286,7 +297,7 @@ def test_a_picture_that_cannot_be_decoded_leaves_the_others_their_names(
 
     monkeypatch.setattr(Pipeline, "decode", breaking)
     done = run(
-        "generate", bundle, "a red ring", "--count", 3, "--seed", 5, "--steps", 2,
+        "generate", toy_bundle, "a red ring", "--count", 3, "--seed", 5, "--steps", 2,
         "-o", tmp_path / "x.png",
     )  # fmt: skip
     assert done.exit_code == 2
@@ -346,13 +357,14 @@ def test_a_manifest_without_usable_settings_is_a_fault(
     assert "recipe.sampling" in fault("generate", copy, "a red ring")
 
 
-def test_the_library_draws_with_the_bundles_settings_too(bundle: Path, tmp_path: Path) -> None:
+def test_the_library_draws_with_the_bundles_settings_too(toy_bundle: Path, tmp_path: Path) -> None:
     from sdcompress import Pipeline
 
-    done = run("generate", bundle, "a red ring", "--seed", 5, "-o", tmp_path / "ring.png")
+    done = run("generate", toy_bundle, "a red ring", "--seed", 5, "-o", tmp_path / "ring.png")
     assert done.exit_code == 0, done.output
+    drawn = Pipeline.load(toy_bundle).generate("a red ring", seed=5)
     with Image.open(tmp_path / "ring.png") as picture:
-        assert picture.tobytes() == Pipeline.load(bundle).generate("a red ring", seed=5).tobytes()
+        assert picture.tobytes() == drawn.tobytes()
 
 
 def test_a_scheduler_this_runtime_lacks_can_be_replaced_by_name(
@@ -408,11 +420,11 @@ def test_a_bundle_travels_as_one_file(bundle: Path, tmp_path: Path) -> None:
     assert "damaged or no bundle archive" in fault("unpack", Path(__file__), tmp_path / "no")
 
 
-def test_a_signed_bundle_is_told_from_others(bundle: Path, tmp_path: Path) -> None:
+def test_a_signed_bundle_is_told_from_others(toy_bundle: Path, tmp_path: Path) -> None:
     from test_runtime_trust import write_keys
 
     private, public = write_keys(tmp_path / "key")
-    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    copy = Path(shutil.copytree(toy_bundle, tmp_path / "copy"))
     assert "not signed" in fault("verify", copy, "--public-key", public)
     assert run("sign", copy, "--key", private).exit_code == 0
     assert "signed by the key given" in run("verify", copy, "--public-key", public).output
@@ -459,13 +471,13 @@ def test_bench_finds_and_remembers_the_best_streams_and_batch(
 
 @pytest.mark.parametrize(("until", "way"), [(1.0, "in one batch"), (0.5, "as is quickest")])
 def test_branches_are_as_measured_where_guidance_lasts(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: float, way: str
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: float, way: str
 ) -> None:
     monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "cache"))
     best = {"latency": Cell(Tuning(branches="in one batch"), 1.0, 1.0, None)}
-    remember(bundle, "CPU", None, best)
+    remember(toy_bundle, "CPU", None, best)
     drawn = run(
-        "generate", bundle, "a red ring", "--mode", "latency", "--steps", 2, "--memory-report",
+        "generate", toy_bundle, "a red ring", "--mode", "latency", "--steps", 2, "--memory-report",
         "--guidance-end", until, "--verify", "never", "-o", tmp_path / "x.png",
     )  # fmt: skip
     assert drawn.exit_code == 0, drawn.output

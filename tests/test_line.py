@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import openvino as ov
 import pytest
 import torch
 from conftest import quick_recipe
@@ -18,7 +19,9 @@ from sdcompress.opening import STORE
 from sdcompress.processor import has_vnni
 from sdcompress.progress import SilentProgress
 from sdcompress.recipe import Recipe
+from sdcompress.runtime.errors import DeviceError
 from sdcompress.store import Store
+from sdcompress.workflow import calibrate, quantize
 
 QUIET = SilentProgress()
 
@@ -57,6 +60,23 @@ def test_bf16_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> Non
     find_material(quick_recipe("weights_int8", "calibrate.statistics=bf16"), QUIET)
     with pytest.raises(CalibrationError, match="this processor has no BF16"):
         find_material(quick_recipe("unet_int8", "calibrate.statistics=bf16"), QUIET)
+
+
+@pytest.mark.filterwarnings("ignore")  # raised inside the libraries
+def test_a_precision_the_device_lacks_hinders_no_recording(
+    bundle: Path, build_folder: Path
+) -> None:
+    del bundle  # its inputs are found
+    told = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names = {"f16": "FP16", "bf16": "BF16"}
+    lacking = next((one for one, name in names.items() if name not in told), None)
+    if lacking is None:
+        pytest.skip("this CPU executes in every precision")
+    recipe = quick_recipe("unet_int8", f"execution_precision={lacking}")
+    recorded = calibrate(recipe, build_folder / "recorded")
+    assert recorded.parent == build_folder / STORE
+    with pytest.raises(DeviceError, match=f"does not execute in {lacking}"):
+        quantize(recipe, build_folder / "lacking")
 
 
 def test_lora_files_of_a_recipe_make_another_model(
