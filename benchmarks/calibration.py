@@ -5,8 +5,8 @@ to pictures of prompts that nothing was calibrated on. Prints SQNR of its answer
 calls and at both ends of the trajectory, as one Markdown table, and what splitting layers does to
 the time of a call. About fifteen minutes on the demo; an hour with ``--model FOLDER`` (``make
 bench-calibration MODEL=FOLDER``) for a full-size one such as that of ``make_sd21.py``. There, rows
-that take hours (other prompts) or 16 GB (what NNCF collects itself) are only run when ``--only``
-has their name.
+that take hours (other prompts, accurate bias correction) or 16 GB (what NNCF collects itself) are
+only run when ``--only`` has their name.
 """
 
 import argparse
@@ -64,7 +64,7 @@ TRIALS = (
     Trial("symmetric activations", _w8a8(preset="performance")),
     Trial("no bias correction", _w8a8(bias_correction="none")),
     Trial("bias correction: accurate", _w8a8(bias_correction="accurate"), costly=True),
-    *(Trial(f"overflow_fix: {setting}", _w8a8(overflow_fix=setting))
+    *(Trial(f"overflow_fix: {setting}", _w8a8(overflow_fix=setting), demo_only=True)
       for setting in ("enable", "disable")),
     Trial("ranges: median", _w8a8(ranges="median")),
     Trial("ranges: widest", _w8a8(ranges="widest")),

@@ -73,8 +73,8 @@ def test_a_precision_the_device_lacks_hinders_no_recording(
     if lacking is None:
         pytest.skip("this CPU executes in every precision")
     recipe = quick_recipe("unet_int8", f"execution_precision={lacking}")
-    recorded = calibrate(recipe, build_folder / "recorded")
-    assert recorded.parent == build_folder / STORE
+    before = set((build_folder / STORE).glob("calibrate-*"))
+    assert calibrate(recipe, build_folder / "recorded") in before
     with pytest.raises(DeviceError, match=f"does not execute in {lacking}"):
         quantize(recipe, build_folder / "lacking")
 
