@@ -42,6 +42,18 @@ def test_weights_count_as_they_are_kept_and_outputs_only_of_what_is_computed() -
     assert content_of(model, 2, 7) == Content(2 * 64_000 + 10_000, 2 * 2 * 1000, 7)
 
 
+def test_attention_scores_count_where_they_are_kept() -> None:
+    shapes = [2, 3, 64, 8], [2, 3, 77, 8], [2, 3, 77, 8]
+    inputs = [op.parameter(shape, np.float32) for shape in shapes]
+    model = ov.Model([op.scaled_dot_product_attention(*inputs)], inputs)
+    scores = 2 * 3 * 64 * 77
+    kept = content_of(model, 4, 0, keeps_scores=True)
+    assert kept.scores_bytes == 4 * scores
+    assert kept.largest_output_bytes == 4 * 2 * 3 * 77 * 8
+    assert content_of(model, 4, 0).scores_bytes == 0
+    assert kept.times(2).scores_bytes + kept.scores_bytes == (kept.times(2) + kept).scores_bytes
+
+
 def expected(pipeline: Pipeline, economy: Economy, **further: Any) -> dict[str, float]:
     found = expected_peaks(pipeline, LARGE, 1, economy, **further)
     assert found is not None

@@ -26,6 +26,7 @@ from sdcompress.runtime.device import (
 from sdcompress.runtime.errors import BundleError, InputError
 from sdcompress.runtime.mapping import GIVES_BACK, give_back_freed
 from sdcompress.runtime.noise import Noise
+from sdcompress.runtime.processor import keeps_attention_scores
 from sdcompress.runtime.upsampling import convolve_before_doubling
 
 Shapes = dict[str, tuple[int, ...]]
@@ -169,7 +170,8 @@ class Component:
                 return None
             self._reshape(model, asked, shapes)
             graph_bytes = self.path.stat().st_size * len(model.get_ops()) // whole
-            content = content_of(model, float_bytes, graph_bytes)
+            keeps_scores = keeps_attention_scores()
+            content = content_of(model, float_bytes, graph_bytes, keeps_scores=keeps_scores)
             content = replace(content, kept_bytes=content.kept_bytes + self.copied_bytes)
         if GIVES_BACK:
             return content

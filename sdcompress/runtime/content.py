@@ -13,11 +13,15 @@ _GRAPH_OF_ANOTHER_RUN = 0.61
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes of what is kept of a model's weights, of its largest layer's output, of its graph."""
+    """Bytes of what is kept of a model's weights, of its largest layer's output, of its graph.
+
+    `scores_bytes` are those of the largest attention's scores, where these are kept.
+    """
 
     kept_bytes: int
     largest_output_bytes: int
     graph_bytes: int
+    scores_bytes: int = 0
 
     def __add__(self, other: "Content") -> "Content":
         """What both hold when they are there at the same time."""
@@ -25,6 +29,7 @@ class Content:
             self.kept_bytes + other.kept_bytes,
             self.largest_output_bytes + other.largest_output_bytes,
             self.graph_bytes + other.graph_bytes,
+            self.scores_bytes + other.scores_bytes,
         )
 
     def times(self, runs: int) -> "Content":
@@ -32,16 +37,20 @@ class Content:
         return replace(
             self,
             largest_output_bytes=runs * self.largest_output_bytes,
+            scores_bytes=runs * self.scores_bytes,
             graph_bytes=round((1 + _GRAPH_OF_ANOTHER_RUN * (runs - 1)) * self.graph_bytes),
         )
 
 
-def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
+def content_of(
+    model: ov.Model, float_bytes: int, graph_bytes: int, *, keeps_scores: bool = False
+) -> Content:
     """Reads a model of fixed shapes, executed with `float_bytes` a floating-point value.
 
-    `graph_bytes` are those of the file that describes the graph.
+    `graph_bytes` are those of the file that describes the graph; `keeps_scores` tells that
+    attention has its scores in memory as a whole.
     """
-    weights = largest = 0
+    weights = largest = scores = 0
     computed: set[str] = set()  # what depends on the inputs
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -54,6 +63,11 @@ def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
         if kind != "Parameter" and computed.isdisjoint(one.get_name() for one in sources):
             continue
         computed.add(node.get_name())
+        if keeps_scores and kind == "ScaledDotProductAttention":
+            query, key = (node.get_input_partial_shape(place) for place in (0, 1))
+            if query.is_static and key.is_static:
+                values = prod(query.to_shape()[:-1]) * key.to_shape()[-2]
+                scores = max(scores, float_bytes * values)
         for output in node.outputs():
             if output.partial_shape.is_static:
                 largest = max(largest, float_bytes * prod(output.shape))
@@ -61,4 +75,4 @@ def content_of(model: ov.Model, float_bytes: int, graph_bytes: int) -> Content:
     for stored in unpacked.values():
         more_bits = 8 * float_bytes - stored.get_element_type().bitwidth
         weights += prod(stored.output(0).shape) * more_bits // 8
-    return Content(weights, largest, graph_bytes)
+    return Content(weights, largest, graph_bytes, scores)

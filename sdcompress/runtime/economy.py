@@ -114,7 +114,7 @@ def expected_peaks(
     if contents is None:
         return None
     needs = {
-        name: _held(one) + streams * _WORKING[name] * one.largest_output_bytes
+        name: _held(one) + streams * (_WORKING[name] * one.largest_output_bytes + one.scores_bytes)
         for name, one in contents.items()
     }
     if in_turn:
